@@ -1,0 +1,187 @@
+"""Every option on one page, with its unit and its reason. Other configs import this one and set a few fields.
+
+Change a field from the command line with --config.<field>=<value>, e.g. --config.optimizer.learning_rate=3e-4.
+A size is (height, width) in pixels. A step is one update of the weights.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+
+    config.num_steps = 40_000
+    config.global_batch = 16  # images per step, over all devices of all hosts: results do not depend on their number
+    config.seed = 2019  # of weights, order and augmentation
+    # 'float32', 'bfloat16', 'float16' (with a dynamic loss scale), 'float64' (to prove equalities). Weights, loss,
+    # normalisation statistics and metrics stay in at least float32.
+    config.precision = 'float32'
+    config.labels = 'train_ids'  # what is learnt: 'train_ids' (the scored classes) or 'label_ids' (every id, void too)
+
+    config.data = data = ConfigDict()
+    data.train_splits = ('train',)  # read as one, e.g. ('train', 'train_extra')
+    data.eval_split = 'validation'
+    data.resize = (0, 0)  # image and label are first resized to this; (0, 0): they stay as stored
+    data.resize_method = 'bilinear'  # of images, when data.resize or eval.resize is set: 'bilinear' or 'nearest'
+    data.crop = (512, 1024)  # what the network is trained on
+    data.scale = (0.5, 2.0)  # random zoom before the crop, uniform between the two; below 1 shows more, smaller
+    data.flip = 0.5  # probability of a left-right flip
+    data.brightness = 0.125  # added: up to this share of full scale either way
+    data.contrast = 0.25  # contrast and saturation are multiplied by 1 - x to 1 + x
+    data.saturation = 0.25
+    data.cache = 'none'  # 'memory': keep the decoded (and resized) training images, for small images
+
+    config.model = model = ConfigDict()
+    model.width = 64  # channels of the first level; each level down has twice as many
+    model.depth = 5  # levels, 3 to 6; the image is halved depth - 1 times
+    model.skip = (
+        'concat'  # how a level's encoder output joins its decoder: 'concat' (U-Net) or 'add' (FCN; less memory)
+    )
+    model.padding = 'same'  # 'same': output as large as the input; 'valid': the original unpadded U-Net (572 -> 388)
+    model.norm = 'batch'  # 'batch' (over the global batch) or 'none'
+    model.norm_momentum = 0.99  # of the running statistics that evaluation uses; lower it for runs below 1000 steps
+
+    config.optimizer = optimizer = ConfigDict()
+    optimizer.name = 'adam'  # 'adam', 'adamw' or 'sgd' (momentum)
+    optimizer.learning_rate = 1e-3  # peak
+    optimizer.schedule = 'constant'  # after the warm-up: 'constant', 'polynomial' (power 0.9) or 'cosine', both to zero
+    optimizer.warmup_steps = 0  # linear from zero
+    optimizer.momentum = 0.9  # of 'sgd'
+    optimizer.weight_decay = 0.0  # of the kernels, never of biases or normalisation; decoupled under 'adamw'
+    optimizer.clip_norm = 0.0  # largest norm of the whole gradient, after it is summed over devices; 0: no limit
+
+    config.eval = evaluation = ConfigDict()
+    evaluation.every_steps = 2000  # and after the last step
+    evaluation.batch = 1  # images per device, all of one size
+    evaluation.resize = (0, 0)  # size the network sees; its output is resized back and scored at the original size
+    evaluation.best_metric = 'eval/miou'
+    evaluation.pictures = 4  # validation images drawn at each evaluation
+
+    config.checkpoint = checkpoint = ConfigDict()
+    checkpoint.every_steps = 1000  # and after the last step, and when asked to stop
+    checkpoint.keep = 2  # latest checkpoints kept, beside the best
+
+    config.log = log = ConfigDict()
+    log.every_steps = 50
+
+    config.runtime = runtime = ConfigDict()  # how it is computed; no field here changes what is learnt
+    runtime.virtual_devices = 0  # split the CPU into this many devices; 0: all GPUs, or the CPU where there is none
+    runtime.deterministic = False  # bit-identical reruns, at some cost in speed on GPUs
+    runtime.jit_compile = 'auto'  # XLA: 'on', 'off', or 'auto': for a single GPU, and a CPU in bfloat16
+    runtime.steps_per_call = 1  # steps per call into TensorFlow; a request to stop is answered between calls
+
+    return config
+
+
+_CHOICES = {
+    'precision': ('float32', 'bfloat16', 'float16', 'float64'),
+    'labels': ('train_ids', 'label_ids'),
+    'data.resize_method': ('bilinear', 'nearest'),
+    'data.cache': ('none', 'memory'),
+    'model.skip': ('concat', 'add'),
+    'model.padding': ('same', 'valid'),
+    'model.norm': ('batch', 'none'),
+    'optimizer.name': ('adam', 'adamw', 'sgd'),
+    'optimizer.schedule': ('constant', 'polynomial', 'cosine'),
+    'eval.best_metric': ('eval/miou', 'eval/miou_present', 'eval/miou_all_ids', 'eval/accuracy'),
+    'runtime.jit_compile': ('auto', 'on', 'off'),
+}
+_AT_LEAST = {
+    'num_steps': 1,
+    'global_batch': 1,
+    'seed': 0,
+    'data.flip': 0,
+    'data.brightness': 0,
+    'data.contrast': 0,
+    'data.saturation': 0,
+    'model.width': 1,
+    'model.depth': 3,
+    'model.norm_momentum': 0,
+    'optimizer.learning_rate': 0,
+    'optimizer.warmup_steps': 0,
+    'optimizer.momentum': 0,
+    'optimizer.weight_decay': 0,
+    'optimizer.clip_norm': 0,
+    'eval.every_steps': 1,
+    'eval.batch': 1,
+    'eval.pictures': 0,
+    'checkpoint.every_steps': 1,
+    'checkpoint.keep': 1,
+    'log.every_steps': 1,
+    'runtime.virtual_devices': 0,
+    'runtime.steps_per_call': 1,
+}
+_AT_MOST = {'data.flip': 1, 'data.contrast': 1, 'data.saturation': 1, 'model.depth': 6, 'model.norm_momentum': 1}
+
+
+def validate(config: ConfigDict) -> list[str]:
+    """What cannot work about a config, one line each with value, limit and remedy; an empty list if all is well.
+
+    Launchers call it before they submit and the trainer before it starts; it needs no TensorFlow.
+    """
+    fields = flatten(config)
+    known = flatten(get_config())
+    problems = [f'config.{name}: no such field' for name in fields if name not in known]
+    problems += [f'config.{name}: missing' for name in known if name not in fields]
+    if problems:
+        return problems
+    for name, choices in _CHOICES.items():
+        if fields[name] not in choices:
+            problems.append(f'config.{name}={fields[name]!r}: choose one of {", ".join(choices)}')
+    for name, least in _AT_LEAST.items():
+        if not fields[name] >= least:  # not <, so that NaN is refused
+            problems.append(f'config.{name}={fields[name]}: must be at least {least}')
+    for name, most in _AT_MOST.items():
+        if fields[name] > most:
+            problems.append(f'config.{name}={fields[name]}: must be at most {most}')
+    for name in ('data.resize', 'data.crop', 'eval.resize'):
+        if len(fields[name]) != 2 or any(side < (name == 'data.crop') for side in fields[name]):
+            problems.append(f'config.{name}={fields[name]}: must be (height, width) in pixels')
+    scale = fields['data.scale']
+    if len(scale) != 2 or not 0 < scale[0] <= scale[1]:
+        problems.append(f'config.data.scale={scale}: must be (smallest, largest), both above 0')
+    if not config.data.train_splits:
+        problems.append('config.data.train_splits: name at least one split')
+    return problems or _crop_problems(config.data.crop, config.model.depth, config.model.padding)
+
+
+def _crop_problems(crop: tuple[int, int], depth: int, padding: str) -> list[str]:
+    for side in crop:
+        usable = [size for size in range(max(side - 64, 1), side + 65) if output_size(size, depth, padding)]
+        if side not in usable:
+            nearest = sorted(usable, key=lambda size: abs(size - side))[:2]
+            suffix = 'unpadded network' if padding == 'valid' else 'network'
+            return [
+                f'config.data.crop={tuple(crop)}: a {suffix} of depth {depth} takes no input of {side} pixels; '
+                + (f'the nearest it takes are {nearest}' if nearest else 'make it larger')
+            ]
+    return []
+
+
+def output_size(size: int, depth: int, padding: str) -> int:
+    """Pixels along one side of the U-Net's output for an input of `size`; 0 if the network takes no such input.
+
+    Every pooling needs an even size. An unpadded network (padding 'valid') loses 4 pixels per level on the way down and
+    again on the way up, e.g. 572 -> 388 at depth 5 (https://arxiv.org/abs/1505.04597, figure 1).
+    """
+    loss = 4 if padding == 'valid' else 0
+    for _ in range(depth - 1):
+        size -= loss
+        if size <= 0 or size % 2:
+            return 0
+        size //= 2
+    size -= loss
+    for _ in range(depth - 1):
+        size = 2 * size - loss
+    return max(size, 0)
+
+
+def flatten(config: ConfigDict, prefix: str = '') -> dict[str, object]:
+    """Field values by dotted name: {'data.crop': (512, 1024), ...}."""
+    fields = {}
+    for name, value in config.items():
+        if isinstance(value, ConfigDict):
+            fields |= flatten(value, f'{prefix}{name}.')
+        else:
+            fields[prefix + name] = tuple(value) if isinstance(value, list) else value
+    return fields

@@ -1,0 +1,134 @@
+"""The way into every program: flags, one plain line for a mistake, an exit status that scripts can rely on.
+
+    from launch import entry
+
+    def main():
+        raise entry.Failure(entry.MISSING_INPUT, f'{path}: no such folder. Pass --data_dir.')
+
+    if __name__ == '__main__':
+        entry.run(main)
+
+This module imports absl alone, so that `--help` answers at once; programs import TensorFlow inside `main`.
+"""
+
+import contextlib
+import errno
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator
+from typing import NoReturn
+
+from absl import app, flags, logging
+
+# Exit statuses, after sysexits.h where it has one that fits. Slurm and Kubernetes templates act on them.
+OK = 0
+BUG = 1
+BAD_USAGE = 64  # wrong flags or arguments
+BAD_DATA = 65  # the data is wrong
+MISSING_INPUT = 66  # a file or folder is not there
+NO_STORAGE = 69  # no space left, or storage failed
+DIVERGED = 70  # non-finite loss, or endless skipping
+IN_USE = 73  # the workdir is in use, or belongs to another config
+STOPPED = 75  # stopped on request, progress saved: run the same command again
+PEER_LOST = 76  # a peer, or this process, hung or vanished: run the same command again
+BAD_CONFIG = 78  # a config that cannot work, or devices promised but not there
+
+_STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS}
+
+
+class Failure(Exception):
+    """A mistake that the user can mend: ends the program with `status` and the message, without a traceback.
+
+    The message names what is wrong, which file or flag, and what to do.
+    """
+
+    def __init__(self, status: int, message: str):
+        super().__init__(message)
+        self.status = status
+
+
+def run(main: Callable[[], None]) -> NoReturn:
+    """Parses the flags, calls `main()` and exits with the status that its outcome stands for."""
+    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')  # TensorFlow's notes drown ours; 0 shows them
+    app.run(lambda _: sys.exit(_status_of(main)), flags_parser=_parse_flags)
+
+
+@contextlib.contextmanager
+def quiet_import() -> Iterator[None]:
+    """Keeps off the terminal what libraries write to stderr while they are imported; shown if the import fails.
+
+    TensorFlow notes the absence of things that nobody asked for, before any setting of its log level takes effect.
+    """
+    sys.stderr.flush()
+    terminal = os.dup(sys.stderr.fileno())
+    with tempfile.TemporaryFile() as notes:
+        os.dup2(notes.fileno(), sys.stderr.fileno())
+        try:
+            yield
+        except BaseException:
+            notes.seek(0)
+            os.write(terminal, notes.read())
+            raise
+        finally:
+            sys.stderr.flush()
+            os.dup2(terminal, sys.stderr.fileno())
+            os.close(terminal)
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    for argument in argv[1:]:  # ml_collections would say so with a traceback, and only once the config is used
+        flag, _, path = argument.partition('=')
+        if flag in ('--config', '-config') and not os.path.exists(path.partition(':')[0]):
+            _complain(f'{argument}: no such file (seen from {os.getcwd()})')
+            sys.exit(MISSING_INPUT)
+    try:
+        rest = flags.FLAGS(argv)
+    except SystemExit:  # only the help flags exit while parsing, and absl lets them exit 1
+        sys.exit(OK)
+    except flags.Error as error:
+        _complain(f'{error} (--help lists the flags)')
+        sys.exit(BAD_USAGE)
+    except Failure as error:
+        _complain(str(error))
+        sys.exit(error.status)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # ml_collections: a misspelt field, a wrong type
+        _complain(f'--config: {str(error.args[0] if error.args else error).strip()}')
+        sys.exit(BAD_USAGE)
+    except Exception:  # the config file is a program of the user's: show where it fails
+        traceback.print_exc()
+        _complain('--config: the file above could not be loaded')
+        sys.exit(BAD_CONFIG)
+    if rest[1:]:
+        _complain(f'unexpected argument {rest[1]!r}: flags are written --name=value (--help lists them)')
+        sys.exit(BAD_USAGE)
+    return rest
+
+
+def _status_of(main: Callable[[], None]) -> int:
+    logging.set_verbosity(logging.WARNING)
+    try:
+        main()
+    except Failure as error:
+        _complain(str(error))
+        return error.status
+    except KeyboardInterrupt:
+        _complain('stopped; the same command goes on from here')
+        return STOPPED
+    except BrokenPipeError:  # the reader of our output (head, less) has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+    except OSError as error:
+        if error.errno not in _STORAGE_ERRORS:
+            raise
+        _complain(
+            f'{error.filename or "storage"}: {error.strerror}. Free some space or mend the storage, then run again.'
+        )
+        return NO_STORAGE
+    return OK
+
+
+def _complain(message: str) -> None:
+    sys.stdout.flush()
+    print(f'{os.path.basename(sys.argv[0])}: {message}', file=sys.stderr, flush=True)

@@ -1,0 +1,43 @@
+"""Package metadata and dependencies: ranges that should work. constraints.txt holds the versions that were tested."""
+
+import pathlib
+
+from setuptools import find_packages, setup
+
+CORE = [
+    'tensorflow>=2.21,<2.22',
+    'keras>=3.15,<4',  # layers only
+    'tensorflow-datasets>=4.9.10',  # the format of the record folders
+    'importlib_resources',  # tensorflow-datasets needs it to write metadata and does not declare it
+    'numpy>=2.0',
+    'absl-py>=2.1',  # flags
+    'ml-collections>=1.1',  # configs
+    'tensorboard>=2.20',
+    'etils[epath]>=1.10',  # paths that may be local, gs:// and so on
+    'google-crc32c>=1.6',  # the checksum of the TFRecord format, without TensorFlow
+    'pillow>=11',  # PNG and JPEG outside of TensorFlow, pictures with text
+    'tqdm>=4.66',  # progress bars
+]
+
+setup(
+    name='unet-cityscapes',
+    version='0.1.0',
+    description='Distributed training of U-Net on Cityscapes in TensorFlow',
+    long_description=pathlib.Path(__file__).with_name('README.md').read_text(encoding='utf-8'),
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    python_requires='>=3.11,<3.14',
+    packages=find_packages(include=['configs', 'data_prep', 'launch', 'unet']),
+    install_requires=CORE,
+    extras_require={
+        'core': [],  # nothing more; the make targets name a set of extras
+        'cuda': ['tensorflow[and-cuda]>=2.21,<2.22'],  # NVIDIA's libraries for the GPU
+        'beam': ['apache-beam>=2.60'],  # data_prep on Dataflow, Flink or Spark
+        'test': [
+            'pytest>=8',
+            'pytest-xdist>=3.6',  # two test files at a time
+            'cityscapesscripts>=2.2',  # the official evaluator, to compare with
+        ],
+        'dev': ['ruff>=0.14', 'pre-commit>=4'],
+    },
+)

@@ -1,0 +1,193 @@
+"""Contract 2 on one host, with the real program in processes of its own."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from launch import entry
+from tests import tiny
+
+
+@pytest.fixture(scope='module')
+def data_dir(tmp_path_factory):
+    return tiny.write_folder(
+        tmp_path_factory.mktemp('data') / 'records', train=tiny.scenes(10), validation=tiny.scenes(5, (36, 52), seed=1)
+    )
+
+
+@pytest.fixture(scope='module')
+def undisturbed(tmp_path_factory, data_dir):
+    workdir = tmp_path_factory.mktemp('undisturbed')
+    done = tiny.run(tiny.train_command(workdir, data_dir))
+    assert done.returncode == 0, done.stderr
+    return workdir, done.stdout
+
+
+def assert_same_weights(one, other, step=12):
+    first = tiny.checkpoint_values(one / f'checkpoints/ckpt-{step}')
+    second = tiny.checkpoint_values(other / f'checkpoints/ckpt-{step}')
+    assert first.keys() == second.keys()
+    for name in first:
+        np.testing.assert_array_equal(first[name], second[name], err_msg=name)
+
+
+def test_replicas_equal_one(tmp_path, data_dir):
+    """The same global batch gives the same weights on 1, 2 and 4 devices, with synchronised BatchNorm and clipping."""
+    values = {}
+    for devices in (1, 2, 4):
+        command = tiny.train_command(
+            tmp_path / str(devices),
+            data_dir,
+            num_steps=5,
+            precision='float64',
+            optimizer__name='adam',
+            optimizer__clip_norm=0.5,
+            runtime__virtual_devices=devices,
+        )
+        done = tiny.run(command)
+        assert done.returncode == 0, done.stderr
+        values[devices] = tiny.checkpoint_values(tmp_path / str(devices) / 'checkpoints/ckpt-5')
+    for devices in (2, 4):
+        differences = {
+            name: np.abs(values[1][name] - values[devices][name]).max() for name in values[1] if 'model' in name
+        }
+        assert max(differences.values()) < 1e-9, differences
+    start = json.loads((tmp_path / '1/metrics.jsonl').read_text().splitlines()[0])
+    assert start['train/gradient_norm'] > 0.5  # or clipping would not have been tested
+
+
+def test_a_run_is_whole(undisturbed):
+    workdir, output = undisturbed
+    lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+    assert [line['step'] for line in lines if 'train/loss' in line] == [3, 6, 9, 12]
+    assert [line['step'] for line in lines if 'eval/miou' in line] == [6, 12]
+    assert {'config.json', 'labels.json', 'metrics.jsonl', 'checkpoints', 'best', 'tensorboard', 'pictures'} == {
+        path.name for path in workdir.iterdir()
+    }
+    values = tiny.checkpoint_values(workdir / 'checkpoints/ckpt-12')
+    assert any('state/slots' in name for name in values), 'weights saved without the optimizer state'
+    assert values['state/step/.ATTRIBUTES/VARIABLE_VALUE'] == 12
+    assert 'mIoU' in output.splitlines()[-1]
+    assert sorted(path.name for path in (workdir / 'checkpoints').iterdir()) == [
+        'checkpoint', 'ckpt-12.data-00000-of-00001', 'ckpt-12.index', 'ckpt-9.data-00000-of-00001', 'ckpt-9.index'
+    ]  # fmt: skip
+
+
+def test_killed_at_random_moments_ends_the_same(tmp_path, data_dir, undisturbed):
+    """kill -9 at three moments, each after the run has come further; then the same command to its end."""
+    command = tiny.train_command(tmp_path, data_dir)
+    metrics = tmp_path / 'metrics.jsonl'
+    moments = random.Random(time.time_ns())
+    for lines in (1, 2, 4):  # lines of metrics after which the process is killed, plus a random while
+        process = subprocess.Popen(command, cwd=tiny.ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        while process.poll() is None and not (metrics.exists() and len(metrics.read_text().splitlines()) >= lines):
+            time.sleep(0.02)
+        time.sleep(moments.uniform(0, 0.5))
+        process.kill()
+        process.communicate()
+    done = tiny.run(command)
+    assert done.returncode == 0, done.stderr
+    assert_same_weights(tmp_path, undisturbed[0])
+    ours, theirs = (
+        [json.loads(line) for line in (path / 'metrics.jsonl').read_text().splitlines()]
+        for path in (tmp_path, undisturbed[0])
+    )
+    assert [line['step'] for line in ours] == [line['step'] for line in theirs]
+    assert [line.get('eval/miou') for line in ours] == [line.get('eval/miou') for line in theirs]
+
+
+def test_asked_to_stop_saves_and_goes_on_the_same(tmp_path, data_dir, undisturbed):
+    command = tiny.train_command(tmp_path, data_dir)
+    process = subprocess.Popen(command, cwd=tiny.ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    while process.poll() is None and not (tmp_path / 'metrics.jsonl').exists():
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    output = process.communicate()[0]
+    assert process.returncode == entry.STOPPED, output
+    assert 'stopped on request after step' in output and 'Traceback' not in output
+    done = tiny.run(command)
+    assert done.returncode == 0, done.stderr
+    assert_same_weights(tmp_path, undisturbed[0])
+
+
+def test_finished_run_started_again_changes_nothing_and_can_be_extended(tmp_path, data_dir):
+    command = tiny.train_command(tmp_path, data_dir, num_steps=6)
+    first = tiny.run(command)
+    before = tiny.checkpoint_values(tmp_path / 'checkpoints/ckpt-6')
+    again = tiny.run(command)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.splitlines()[-1] == first.stdout.splitlines()[-1]
+    assert {k: v.tobytes() for k, v in before.items()} == {
+        k: v.tobytes() for k, v in tiny.checkpoint_values(tmp_path / 'checkpoints/ckpt-6').items()
+    }
+    longer = tiny.run(tiny.train_command(tmp_path, data_dir, num_steps=9))
+    assert longer.returncode == 0 and 'config.num_steps: 6 -> 9' in longer.stdout, longer.stderr
+    other = tiny.run(tiny.train_command(tmp_path, data_dir, num_steps=9, seed=1))
+    assert other.returncode == entry.IN_USE and 'config.seed: 2019 -> 1' in other.stderr
+
+
+def test_float16_and_bfloat16_and_unpadded_train(tmp_path, data_dir):
+    for name, fields in {
+        'float16': {'precision': 'float16'},
+        'bfloat16': {'precision': 'bfloat16', 'runtime__jit_compile': 'on'},
+        'unpadded': {'model__padding': 'valid', 'data__crop': '(60,60)', 'model__skip': 'add', 'labels': 'label_ids'},
+        'cached': {'data__cache': 'memory', 'data__resize': '(36,44)', 'eval__resize': '(32,32)', 'eval__batch': 2},
+    }.items():
+        done = tiny.run(tiny.train_command(tmp_path / name, data_dir, num_steps=6, **fields))
+        assert done.returncode == 0, done.stderr
+        last = json.loads((tmp_path / name / 'metrics.jsonl').read_text().splitlines()[-1])
+        assert 0 <= last['eval/miou_present'] <= 1
+
+
+def test_mistakes_get_one_line_and_a_status(tmp_path, data_dir):
+    cases = [
+        (['--config.globl_batch=4'], entry.BAD_USAGE, 'global_batch'),
+        (['--confg=x'], entry.BAD_USAGE, 'confg'),
+        (['--config.num_steps=many'], entry.BAD_USAGE, 'num_steps'),
+        (['stray'], entry.BAD_USAGE, 'stray'),
+        (['--config=configs/nothing.py'], entry.MISSING_INPUT, 'configs/nothing.py'),
+        (['--data_dir=/nowhere'], entry.MISSING_INPUT, '/nowhere'),
+        (['--config.data.crop=(30,32)'], entry.BAD_CONFIG, '[28, 32]'),
+        (['--config.precision=half'], entry.BAD_CONFIG, 'float16'),
+        (['--config.runtime.virtual_devices=3'], entry.BAD_CONFIG, '6'),
+        (['--config.data.eval_split=test'], entry.MISSING_INPUT, 'validation'),
+        (['--config.optimizer.learning_rate=1e30'], entry.DIVERGED, 'step '),
+    ]
+    for number, (flags, status, text) in enumerate(cases):
+        done = tiny.run(tiny.train_command(tmp_path / str(number), data_dir, num_steps=6) + flags)
+        assert done.returncode == status, (flags, done.returncode, done.stderr)
+        assert text in done.stderr.splitlines()[-1], (flags, done.stderr)
+        assert 'Traceback' not in done.stderr
+
+
+def test_a_second_run_on_a_workdir_is_kept_out(tmp_path, data_dir):
+    command = tiny.train_command(tmp_path, data_dir)
+    first = subprocess.Popen(command, cwd=tiny.ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not (tmp_path / 'lease.json').exists():
+        time.sleep(0.05)
+    second = tiny.run(command)
+    first.kill()
+    first.wait()
+    assert second.returncode == entry.IN_USE and str(first.pid) in second.stderr
+
+
+def test_gpus_promised_but_not_seen_end_the_run(tmp_path, data_dir):
+    done = tiny.run(tiny.train_command(tmp_path, data_dir), CUDA_VISIBLE_DEVICES='0,1')
+    assert done.returncode == entry.BAD_CONFIG and '2 NVIDIA GPU' in done.stderr and 'cuda' in done.stderr
+
+
+@pytest.mark.parametrize('program', ['unet.main', 'unet.evaluate', 'unet.predict'])
+def test_help_answers_without_tensorflow(program):
+    code = (
+        f'import sys, runpy\nsys.argv = ["x", "--help"]\ntry:\n  runpy.run_module("{program}", run_name="__main__")\n'
+    )
+    code += 'except SystemExit as e:\n  assert e.code == 0\nassert "tensorflow" not in sys.modules'
+    done = subprocess.run([sys.executable, '-c', code], cwd=tiny.ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert '--workdir' in done.stdout

@@ -1,0 +1,1 @@
+"""Records -> a trained, evaluated and exported U-Net."""

@@ -1,0 +1,97 @@
+"""Config -> the network and what surrounds it; here, in train.py, and nowhere below, config fields are read."""
+
+import os
+from collections.abc import Callable
+
+import keras
+import numpy as np
+import tensorflow as tf
+from ml_collections import ConfigDict
+
+from data_prep import labels
+from launch import entry
+from unet import checkpoint, inference, model, workdir
+
+_FOLDERS = {'best': workdir.BEST, 'latest': workdir.CHECKPOINTS}
+
+
+def network(config: ConfigDict, table: labels.Table, *, replicas: int) -> keras.Model:
+    """The network; its weights are a function of the config's seed."""
+    keras.utils.set_random_seed(config.seed)
+    return model.unet(
+        len(id_of_class(config.labels, table)),
+        width=config.model.width,
+        depth=config.model.depth,
+        skip=config.model.skip,
+        padding=config.model.padding,
+        norm=config.model.norm,
+        norm_momentum=config.model.norm_momentum,
+        synchronized=replicas > 1,
+        for_xla=jit_compile(config, replicas),
+        precision=config.precision,
+    )
+
+
+def predictor(config: ConfigDict, net: keras.Model, table: labels.Table) -> Callable[[tf.Tensor], tf.Tensor]:
+    """uint8 images [b, h, w, 3] of any size -> label ids, uint8 [b, h, w]."""
+    return inference.make_predictor(
+        net,
+        padding=config.model.padding,
+        depth=config.model.depth,
+        tile=tuple(config.data.crop),
+        id_of_class=tf.constant(id_of_class(config.labels, table)),
+        resize=tuple(config.eval.resize),
+        resize_method=config.data.resize_method,
+    )
+
+
+def id_of_class(learnt: str, table: labels.Table) -> np.ndarray:
+    """uint8 [classes]: the label id of each of the network's outputs, which are train ids or label ids."""
+    return labels.id_of_train_id(table) if learnt == 'train_ids' else np.arange(labels.num_ids(table), dtype=np.uint8)
+
+
+def class_of_id(learnt: str, table: labels.Table) -> np.ndarray:
+    """int32 [256]: the network's output that each label id is learnt as; 255 for those that do not count."""
+    lookup = labels.train_id_of_id(table).astype(np.int32)
+    if learnt == 'label_ids':
+        known = [label.id for label in table]
+        lookup = np.full(256, labels.IGNORED, np.int32)
+        lookup[known] = known
+    return lookup
+
+
+def jit_compile(config: ConfigDict, replicas: int) -> bool:
+    """Whether XLA compiles the step.
+
+    'auto': where there is one replica, whose step holds no collectives, and XLA pays: on a GPU, and for bfloat16, which
+    is slow on a CPU without it.
+    """
+    if config.runtime.jit_compile != 'auto':
+        return config.runtime.jit_compile == 'on'
+    return replicas == 1 and (bool(tf.config.list_physical_devices('GPU')) or config.precision == 'bfloat16')
+
+
+def trained(run: str, which: str) -> tuple[ConfigDict, labels.Table, keras.Model, str]:
+    """A run's config, label table and network with the weights of a checkpoint, and that checkpoint's path.
+
+    Args:
+      run: the workdir.
+      which: 'best', 'latest' or the path of a checkpoint.
+
+    Raises:
+      Failure: MISSING_INPUT if there is no such run or checkpoint.
+    """
+    config = workdir.read_config(run)
+    table = labels.read(os.path.join(run, labels.FILE))
+    net = network(config, table, replicas=1)  # statistics are only synchronised in training
+    contents = tf.train.Checkpoint(model=net)
+    if which not in _FOLDERS:
+        checkpoint.restore_path(which, contents)
+        return config, table, net, which
+    folder = os.path.join(run, _FOLDERS[which])
+    path = checkpoint.restore(folder, contents)
+    if path is None:
+        raise entry.Failure(
+            entry.MISSING_INPUT, f'{folder}: no checkpoint yet. Train further, or pass --checkpoint=latest.'
+        )
+    return config, table, net, path

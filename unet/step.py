@@ -1,0 +1,177 @@
+"""One training step: forward, backward, one all-reduce, one update, alike on every replica.
+
+The order of things makes N replicas equal one: the loss is the sum over a replica's valid pixels divided by the valid
+pixels of the *global* batch, gradients are summed over replicas, and only then tested, unscaled, clipped and applied.
+Whether all of them are finite is read off the summed gradients, so that all replicas decide alike: an overflow on any
+one of them withholds the update on all, by `tf.where` on weights, optimizer slots and batch statistics.
+"""
+
+from collections.abc import Callable
+
+import keras
+import tensorflow as tf
+
+from unet import input_pipeline, loss, optimizer
+
+METRICS = ('loss', 'gradient_norm', 'learning_rate', 'finite', 'loss_scale')
+
+# Dynamic loss scale of float16, https://arxiv.org/abs/1710.03740: halved on overflow, doubled after many good steps.
+_FIRST_SCALE = 2.0**15
+_GROW_AFTER = 2000
+
+
+class TrainState(tf.Module):
+    """What a run must remember besides the model: all of it is in every checkpoint.
+
+    Attributes:
+      step: int64, completed steps.
+      updates: float, steps whose update was applied; less than `step` only where float16 overflowed.
+      slots: the optimizer's.
+      scale: float32, the loss scale of float16.
+      good_steps: int64, steps since the scale last changed.
+      best: float64, the best value of the run's best_metric so far.
+      evaluated: int64, the step of the last evaluation.
+    """
+
+    def __init__(self, optimizer_name: str, variables: list[tf.Variable]):
+        super().__init__()
+
+        def scalar(value, dtype):
+            return tf.Variable(value, dtype=dtype, trainable=False, aggregation=tf.VariableAggregation.NONE)
+
+        self.step = scalar(0, tf.int64)
+        self.updates = scalar(0, variables[0].dtype)
+        self.slots = optimizer.make_slots(optimizer_name, variables)
+        self.scale = scalar(_FIRST_SCALE, tf.float32)
+        self.good_steps = scalar(0, tf.int64)
+        self.best = scalar(float('-inf'), tf.float64)
+        self.evaluated = scalar(0, tf.int64)
+
+
+def make_replica_step(
+    network: keras.Model,
+    state: TrainState,
+    *,
+    class_of_id: tf.Tensor,
+    precision: str,
+    num_steps: int,
+    optimizer_name: str,
+    learning_rate: float,
+    schedule: str,
+    warmup_steps: int,
+    momentum: float,
+    weight_decay: float,
+    clip_norm: float,
+    replicas: int,
+) -> Callable[[dict[str, tf.Tensor]], tf.Tensor]:
+    """The function that every replica runs on its share of the global batch.
+
+    Args:
+      network: from images in [-1, 1] to logits.
+      state: updated in place, as the network is.
+      class_of_id: int32 [256], label id -> class, 255 for ids that do not count.
+      precision: see `model.POLICIES`.
+      num_steps, learning_rate, schedule, warmup_steps: see `optimizer.learning_rate`.
+      optimizer_name, momentum, weight_decay: see `optimizer.update`.
+      clip_norm: largest global norm of the gradient; 0: no limit.
+      replicas: how many run this together.
+
+    Returns:
+      batch (as `input_pipeline.train_batches` yields it) -> float32 [len(METRICS)], the same on all replicas.
+    """
+    variables = [variable.value for variable in network.trainable_variables]
+    statistics = [variable.value for variable in network.non_trainable_variables]
+    dtype = variables[0].dtype
+    scaled = precision == 'float16'
+
+    def all_reduce(tensors):
+        if replicas == 1:
+            return tensors
+        return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, tensors)
+
+    def replica_step(batch: dict[str, tf.Tensor]) -> tf.Tensor:
+        image = input_pipeline.normalize(batch['image'], dtype)
+        image = input_pipeline.color_jitter(image, tf.cast(batch['color'], dtype))
+        target = tf.gather(class_of_id, tf.cast(batch['label'], tf.int32))
+        scale = tf.cast(state.scale, dtype) if scaled else tf.ones([], dtype)
+        statistics_before = [tf.identity(variable) for variable in statistics]
+
+        with tf.GradientTape() as tape:
+            logits = network(image, training=True)
+            target = central_crop(target, logits)
+            valid = all_reduce(tf.identity(loss.valid_pixels(target, dtype)))
+            local_loss = loss.cross_entropy(logits, target) / tf.maximum(valid, 1)
+            scaled_loss = local_loss * scale
+        gradients = tape.gradient(scaled_loss, variables)
+        *gradients, mean_loss = all_reduce([*gradients, tf.identity(local_loss)])
+
+        gradients = [gradient / scale for gradient in gradients]
+        finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(tensor)) for tensor in [*gradients, mean_loss]])
+        gradients, norm = optimizer.clip_by_global_norm(gradients, clip_norm)
+        rate = optimizer.learning_rate(
+            tf.cast(state.step, dtype),
+            peak=learning_rate,
+            schedule=schedule,
+            warmup_steps=warmup_steps,
+            num_steps=num_steps,
+        )
+        count = state.updates + 1
+        new_values, new_slots = optimizer.update(
+            optimizer_name,
+            variables,
+            gradients,
+            state.slots,
+            count=count,
+            learning_rate=rate,
+            weight_decay=weight_decay,
+            momentum=momentum,
+        )
+        for variable, new in zip(variables, new_values, strict=True):
+            variable.assign(tf.where(finite, new, variable))
+        for slot, new_slot in zip(state.slots, new_slots, strict=True):
+            for variable, new in zip(slot, new_slot, strict=True):
+                variable.assign(tf.where(finite, new, variable))
+        for variable, old in zip(statistics, statistics_before, strict=True):
+            variable.assign(tf.where(finite, variable, old))
+        if scaled:
+            _adjust_scale(state, finite)
+        state.updates.assign(tf.where(finite, count, state.updates))
+        state.step.assign_add(1)
+        return tf.stack([tf.cast(x, tf.float32) for x in (mean_loss, norm, rate, finite, scale)])
+
+    return replica_step
+
+
+def central_crop(target: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    """Cuts [b, h, w] down to the height and width of the logits, which an unpadded network makes smaller."""
+    height, width = logits.shape[1:3]
+    top, left = (target.shape[1] - height) // 2, (target.shape[2] - width) // 2
+    return target[:, top : top + height, left : left + width]
+
+
+def _adjust_scale(state: TrainState, finite: tf.Tensor) -> None:
+    good_steps = tf.where(finite, state.good_steps + 1, 0)
+    grow = good_steps >= _GROW_AFTER
+    scale = tf.where(finite, tf.where(grow, state.scale * 2, state.scale), tf.maximum(state.scale / 2, 1.0))
+    state.scale.assign(scale)
+    state.good_steps.assign(tf.where(grow, tf.zeros_like(good_steps), good_steps))
+
+
+def make_train_steps(strategy: tf.distribute.Strategy, replica_step: Callable, *, jit_compile: bool) -> Callable:
+    """Several steps in one call, with nothing on the host between them.
+
+    Returns:
+      (iterator over batches, number of steps) -> float32 [steps, len(METRICS)].
+    """
+    if jit_compile:
+        replica_step = tf.function(replica_step, jit_compile=True)
+
+    @tf.function
+    def train_steps(iterator, count):
+        rows = tf.TensorArray(tf.float32, size=count, element_shape=[len(METRICS)])
+        for i in tf.range(count):
+            row = strategy.run(replica_step, args=(next(iterator),))
+            rows = rows.write(i, strategy.experimental_local_results(row)[0])
+        return rows.stack()
+
+    return train_steps

@@ -1,0 +1,85 @@
+"""Label ids as colours, over images, side by side, with a legend."""
+
+import io
+import pathlib
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from data_prep import labels, records
+
+_OPACITY = 0.5  # of the colours in an overlay
+_GAP = 4  # pixels between pictures
+_LINE = 18  # pixels per legend entry
+
+
+def colorize(label_ids: np.ndarray, table: labels.Table) -> np.ndarray:
+    """uint8 [h, w] -> uint8 [h, w, 3] in the table's colours."""
+    return labels.colors(table)[label_ids]
+
+
+def overlay(image: np.ndarray, label_ids: np.ndarray, table: labels.Table) -> np.ndarray:
+    """The image, uint8 [h, w, 3], with the classes' colours over it."""
+    colors = colorize(label_ids, table).astype(np.float32)
+    return np.round((1 - _OPACITY) * image + _OPACITY * colors).astype(np.uint8)
+
+
+def side_by_side(*pictures: np.ndarray) -> np.ndarray:
+    """Pictures of one height, uint8 [h, w_i, 3], from left to right with a white gap."""
+    gap = np.full((pictures[0].shape[0], _GAP, 3), 255, np.uint8)
+    parts = [part for picture in pictures for part in (picture, gap)][:-1]
+    return np.concatenate(parts, axis=1)
+
+
+def stacked(pictures: list[np.ndarray]) -> np.ndarray:
+    """Pictures, uint8 [h_i, w_i, 3], from top to bottom, with white at the right of narrower ones."""
+    width = max(picture.shape[1] for picture in pictures)
+    rows = []
+    for picture in pictures:
+        rows.append(np.pad(picture, ((0, _GAP), (0, width - picture.shape[1]), (0, 0)), constant_values=255))
+    return np.concatenate(rows)[:-_GAP]
+
+
+def with_legend(picture: np.ndarray, label_ids: np.ndarray, table: labels.Table) -> np.ndarray:
+    """The picture with a strip below it that names the colours of the classes that occur in `label_ids`."""
+    present = set(np.unique(label_ids).tolist())
+    entries = [label for label in table if label.id in present]
+    width = picture.shape[1]
+    drawing = ImageDraw.Draw(Image.new('RGB', (1, 1)))
+    places, x, y = [], _GAP, _GAP
+    for label in entries:
+        length = _LINE + int(drawing.textlength(label.name)) + 3 * _GAP
+        if x > _GAP and x + length > width:
+            x, y = _GAP, y + _LINE
+        places.append((x, y))
+        x += length
+    legend = Image.new('RGB', (width, y + _LINE), 'white')
+    drawing = ImageDraw.Draw(legend)
+    for label, (x, y) in zip(entries, places, strict=True):
+        drawing.rectangle((x, y, x + _LINE - 6, y + _LINE - 6), fill=label.color, outline='black')
+        drawing.text((x + _LINE, y), label.name, fill='black')
+    return np.concatenate([picture, np.asarray(legend)])
+
+
+def examples(
+    predict: Callable[[np.ndarray], np.ndarray], split: records.Split, chosen: Sequence[int], table: labels.Table
+) -> np.ndarray:
+    """Some examples of a split as rows of image, truth and prediction, with a legend: uint8 [h, w, 3]."""
+    rows, seen = [], []
+    for number in chosen:
+        features = records.read_example(split, int(number))
+        image = np.asarray(Image.open(io.BytesIO(features['image_left'])).convert('RGB'))
+        truth = np.asarray(Image.open(io.BytesIO(features['segmentation_label'])))
+        prediction = np.asarray(predict(image[None]))[0]
+        rows.append(side_by_side(image, colorize(truth, table), colorize(prediction, table)))
+        seen += [np.unique(truth), np.unique(prediction)]
+    return with_legend(stacked(rows), np.concatenate(seen), table)
+
+
+def save(picture: np.ndarray, path: str | pathlib.Path) -> None:
+    """Writes a PNG, uint8 [h, w, 3] or [h, w]; its folder is made if need be."""
+    pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+    content = io.BytesIO()
+    Image.fromarray(picture).save(content, 'PNG')
+    records.write_atomically(path, content.getvalue())

@@ -1,0 +1,209 @@
+"""The folder of a run: who may write to it, which config it belongs to, and its metrics.
+
+with workdir.lease('runs/cityscapes'):
+    workdir.record_config('runs/cityscapes', config)
+    metrics = workdir.MetricsWriter('runs/cityscapes', last_step=1000)
+    metrics.write(1050, {'train/loss': 0.7})
+"""
+
+import contextlib
+import json
+import math
+import os
+import pathlib
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+import tensorflow as tf
+from ml_collections import ConfigDict
+
+from configs.default import flatten
+from data_prep import records
+from launch import entry
+
+CONFIG = 'config.json'
+METRICS = 'metrics.jsonl'
+TENSORBOARD = 'tensorboard'
+CHECKPOINTS = 'checkpoints'
+BEST = 'best'
+_LEASE = 'lease.json'
+_RENEWED_EVERY = 10  # seconds
+_STALE_AFTER = 60  # seconds
+
+
+@contextlib.contextmanager
+def lease(workdir: str) -> Iterator[None]:
+    """Keeps a second run out of the workdir: two runs would overwrite each other's checkpoints.
+
+    The lease is a file with host and process, renewed every 10 s. It no longer holds once it is 60 s old, or as soon as
+    its process is gone from this host.
+
+    Raises:
+      Failure: IN_USE if another run holds it.
+    """
+    path = pathlib.Path(workdir) / _LEASE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    mine = {
+        'host': socket.gethostname(),
+        'pid': os.getpid(),
+        'started': _process_start(os.getpid()),
+        'job': os.environ.get('SLURM_JOB_ID', ''),
+    }
+    while True:
+        try:
+            with path.open('x') as file:
+                json.dump(mine, file)
+            break
+        except FileExistsError:
+            _take_over(path, mine)
+    released = threading.Event()
+
+    def renew():
+        while not released.wait(_RENEWED_EVERY):
+            with contextlib.suppress(OSError):  # a full or slow disk must not end the run from this thread
+                os.utime(path)
+
+    renewer = threading.Thread(target=renew, daemon=True)
+    renewer.start()
+    try:
+        yield
+    finally:
+        released.set()
+        renewer.join()
+        path.unlink(missing_ok=True)
+
+
+def _take_over(path: pathlib.Path, mine: dict) -> None:
+    """Removes a lease that no longer holds."""
+    try:
+        age = time.time() - path.stat().st_mtime
+        theirs = json.loads(path.read_text())
+    except FileNotFoundError:
+        return
+    except ValueError:
+        theirs = {}  # written half, just now or by a process that died
+    here = theirs.get('host') == mine['host']
+    gone = here and _process_start(theirs['pid']) != theirs['started']
+    if not gone and age < _STALE_AFTER:
+        raise entry.Failure(
+            entry.IN_USE,
+            f'{path.parent}: in use by process {theirs.get("pid", "?")} on host {theirs.get("host", "?")}, which '
+            f'renewed its lease {age:.0f} s ago. Stop it, wait {_STALE_AFTER} s, or pass another --workdir.',
+        )
+    path.unlink(missing_ok=True)
+
+
+def _process_start(pid: int) -> str:
+    """When a process of this host started, so that a new process of the same number is not mistaken for it; '' if it is
+    gone."""
+    try:
+        stat = pathlib.Path(f'/proc/{pid}/stat').read_text()
+    except OSError:
+        return ''
+    return stat.rpartition(')')[2].split()[19]  # field 22 of proc(5): clock ticks after boot
+
+
+def changes_nothing_learnt(field: str) -> bool:
+    """Whether a config field may change when a run goes on: its length, its intervals, and how it is computed."""
+    return (
+        field in ('num_steps', 'checkpoint.keep', 'eval.batch', 'eval.pictures', 'data.cache')
+        or field.endswith(('every_steps', '.steps'))
+        or field.startswith('runtime.')
+    )
+
+
+def record_config(workdir: str, config: ConfigDict, *, accept_change: bool = False) -> None:
+    """Writes config.json, or compares with the one that is there.
+
+    Raises:
+      Failure: IN_USE if the run was started with a config that means something else and `accept_change` is not set.
+    """
+    path = pathlib.Path(workdir) / CONFIG
+    if path.exists():
+        before, now = flatten(read_config(workdir)), flatten(config)
+        changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+        diff = [f'  config.{name}: {before.get(name)!r} -> {now.get(name)!r}' for name in changed]
+        meaning = [name for name in changed if not changes_nothing_learnt(name)]
+        if meaning and not accept_change:
+            raise entry.Failure(
+                entry.IN_USE,
+                f'{workdir} holds a run with another config:\n'
+                + '\n'.join(diff)
+                + '\nGo on with the old values, pass another --workdir, or change the run with --accept_config_change.',
+            )
+        if diff:
+            print('The config has changed since the run was started:\n' + '\n'.join(diff), flush=True)
+    records.write_atomically(path, config.to_json(indent=2) + '\n')
+
+
+def read_config(workdir: str) -> ConfigDict:
+    """The config of a run. Raises Failure MISSING_INPUT if the folder holds none."""
+    path = pathlib.Path(workdir) / CONFIG
+    if not path.exists():
+        raise entry.Failure(
+            entry.MISSING_INPUT, f'{workdir}: no run here (it has no {CONFIG}). Pass the --workdir of unet.main.'
+        )
+    return ConfigDict(records.read_json(path))
+
+
+def last_scores(workdir: str) -> dict[str, float]:
+    """The scores of the run's last evaluation, from metrics.jsonl; empty if there was none."""
+    scores = {}
+    for line in (pathlib.Path(workdir) / METRICS).read_text().splitlines():
+        values = json.loads(line)
+        if 'eval/miou' in values:
+            scores = {name: math.nan if value is None else value for name, value in values.items() if name != 'step'}
+    return scores
+
+
+class MetricsWriter:
+    """Appends to metrics.jsonl and to TensorBoard; starting again cuts off what came after the checkpoint."""
+
+    def __init__(self, workdir: str, *, last_step: int):
+        self._path = pathlib.Path(workdir) / METRICS
+        if self._path.exists():
+            kept = [line for line in self._path.read_text().splitlines(True) if _step_of(line) <= last_step]
+            records.write_atomically(self._path, ''.join(kept))
+        events = pathlib.Path(workdir) / TENSORBOARD
+        for file in events.glob('events.out.tfevents.*'):
+            _cut_events(file, last_step)
+        self._summaries = tf.summary.create_file_writer(str(events))
+
+    def write(self, step: int, values: dict[str, float], pictures: dict[str, object] | None = None) -> None:
+        """One line with `step` and the values, which are also TensorBoard scalars; NaN is written as null.
+
+        Args:
+          step: completed steps.
+          values: by name.
+          pictures: uint8 [height, width, 3] by name, for TensorBoard alone.
+        """
+        line = {'step': step} | {k: None if math.isnan(v) else float(v) for k, v in values.items()}
+        with self._path.open('a') as file:
+            file.write(json.dumps(line) + '\n')
+        with self._summaries.as_default():
+            for name, value in values.items():
+                tf.summary.scalar(name, value, step=step)
+            for name, picture in (pictures or {}).items():
+                tf.summary.image(name, picture[None], step=step)
+        self._summaries.flush()
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)['step']
+    except ValueError:  # the last line of a run that was killed while it wrote
+        return math.inf
+
+
+def _cut_events(file: pathlib.Path, last_step: int) -> None:
+    """Rewrites an event file without the events after `last_step`."""
+    kept = []
+    try:
+        for record in tf.data.TFRecordDataset(str(file)).as_numpy_iterator():
+            if tf.compat.v1.Event.FromString(record).step <= last_step:
+                kept.append(record)
+    except tf.errors.DataLossError:
+        pass  # the end of a file whose writer was killed
+    records.write_atomically(file, b''.join(map(records.frame, kept)))
