@@ -23,7 +23,7 @@ $(VENV)/installed-%: $(VENV)/made setup.py constraints.txt
 	@touch $@
 
 demo: $(VENV)/installed-core
-	$(BIN)/python -m data_prep.synthesize --cityscapes_dir=$(DEMO)/dataset --train_images=320 --val_images=60 --size=128x256
+	$(BIN)/python -m data_prep.synthesize --cityscapes_dir=$(DEMO)/dataset --train_images=400 --val_images=60 --size=128x256
 	$(BIN)/python -m data_prep.build_tfrecords --cityscapes_dir=$(DEMO)/dataset --data_dir=$(DEMO)/data
 	$(BIN)/python -m unet.main --config=configs/synthetic.py --data_dir=$(DEMO)/data --workdir=$(DEMO)/run
 	$(BIN)/python -m unet.predict --workdir=$(DEMO)/run --images=$(DEMO)/dataset/leftImg8bit/val --output_dir=$(DEMO)/predictions

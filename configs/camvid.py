@@ -1,6 +1,8 @@
-"""A small U-Net on CamVid (480x360, 11 classes written as Cityscapes label ids): 10 to 20 minutes on two CPU cores.
+"""A small U-Net on CamVid (480x360, 11 classes written as Cityscapes label ids): about 15 minutes on two CPU cores.
 
-python -m unet.main --config=configs/camvid.py --data_dir=data/camvid
+    python -m unet.main --config=configs/camvid.py --data_dir=data/camvid
+
+Sequences 0001TP and 0016E5 to train, 0006R0 to score. The README's table has the score.
 """
 
 from configs import default
@@ -8,17 +10,17 @@ from configs import default
 
 def get_config():
     config = default.get_config()
-    config.num_steps = 1200
-    config.global_batch = 8
+    config.num_steps = 2000
+    config.global_batch = 4
     config.data.crop = (240, 320)
-    config.data.scale = (0.6, 1.6)
+    config.data.scale = (0.75, 1.5)
     config.data.cache = 'memory'
     config.model.width = 16
     config.model.norm_momentum = 0.95  # 0.99 would leave stale statistics in so short a run
-    config.optimizer.learning_rate = 2e-3
+    config.optimizer.learning_rate = 3e-3
     config.optimizer.schedule = 'cosine'
     config.optimizer.warmup_steps = 50
-    config.eval.every_steps = 300
+    config.eval.every_steps = 500
     config.eval.best_metric = 'eval/miou_present'  # CamVid has 11 of the 19 classes
-    config.checkpoint.every_steps = 150
+    config.checkpoint.every_steps = 250
     return config

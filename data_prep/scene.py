@@ -183,7 +183,7 @@ def _sky(canvas: Canvas, rng: np.random.Generator) -> None:
 def _ground(canvas: Canvas, rng: np.random.Generator, half: float, walk: float) -> None:
     """Ground to both sides, sidewalks with slabs, the road with lane marks, patches on it."""
     everywhere = [(0, canvas.horizon), (1, canvas.horizon), (1, 1.3), (0, 1.3)]
-    _fill(canvas, everywhere, TERRAIN, _color(rng, 0.25, 0.6, 0.35), rough=0.12, blotches=0.05)
+    _fill(canvas, everywhere, TERRAIN, _color(rng, 0.25, 0.6, 0.35), rough=0.15, blotches=0.12)
     if rng.random() < 0.3:
         _fill(canvas, everywhere, GROUND, _color(rng), rough=0.05)
     for side in (-1, 1):
@@ -257,7 +257,7 @@ def _roadsides(canvas: Canvas, rng: np.random.Generator, edge: float) -> None:
             _tree(canvas, rng, x, (s + longer) / 2)
         else:
             _hedge(canvas, rng, x, s, longer)
-        if rng.random() < 0.3:
+        if s > 0.08 and rng.random() < 0.4:
             _fence(canvas, rng, side * edge, s, longer)
 
 
@@ -305,7 +305,7 @@ def _hedge(canvas: Canvas, rng: np.random.Generator, x: float, s1: float, s2: fl
 
 def _fence(canvas: Canvas, rng: np.random.Generator, x: float, s1: float, s2: float) -> None:
     """Bars along the street; what shows between them belongs to the fence, as in Cityscapes."""
-    color, height = _color(rng, 0.15, 0.85, 0.3), rng.uniform(0.16, 0.32)
+    color, height = _color(rng, 0.15, 0.85, 0.3), rng.uniform(0.24, 0.42)
     _fill(canvas, _facade(canvas, x, s1, s2, 0, height), FENCE, _color(rng, 0.2, 0.6, 0.3), rough=0.05)
     bars = s1 * (s2 / s1) ** np.linspace(0, 1, rng.integers(8, 16) * 2)
     for near, far in zip(bars[1::2], bars[::2], strict=True):
@@ -317,8 +317,8 @@ def _standing(canvas: Canvas, rng: np.random.Generator, half: float, walk: float
     things = []
     for draw_one, count, low, high in (
         (_car, 4, 0.08, 0.9),
-        (_person, 5, 0.12, 0.95),
-        (_pole, 4, 0.12, 0.95),
+        (_person, 4, 0.25, 0.95),
+        (_pole, 4, 0.22, 0.95),
         (_clutter, 1, 0.15, 0.8),
         (_guard_rail, 0.12, 0.15, 0.5),
         (_dynamic, 0.12, 0.2, 0.8),
@@ -370,7 +370,7 @@ def _car(canvas: Canvas, rng: np.random.Generator, s: float, half: float, walk: 
 
 def _person(canvas: Canvas, rng: np.random.Generator, s: float, half: float, walk: float) -> None:
     x = _on_walk(rng, half, walk) if rng.random() < 0.75 else _on_road(rng, half)
-    height, number = rng.uniform(0.28, 0.36), _number(canvas, PERSON)
+    height, number = rng.uniform(0.34, 0.44), _number(canvas, PERSON)
     coat, legs, skin = _color(rng, 0.05, 0.9, 0.6), _color(rng, 0.05, 0.6, 0.3), _color(rng, 0.3, 0.75, 0.1)
     _shadow(canvas, x - 0.04, x + 0.04, s)
 
@@ -389,7 +389,7 @@ def _person(canvas: Canvas, rng: np.random.Generator, s: float, half: float, wal
 
 def _pole(canvas: Canvas, rng: np.random.Generator, s: float, half: float, walk: float) -> None:
     """A pole with nothing, a sign or a lamp on it; now and then several in one."""
-    x, height, thick = _on_walk(rng, half, 0.3 * walk), rng.uniform(0.5, 1.1), rng.uniform(0.012, 0.024)
+    x, height, thick = _on_walk(rng, half, 0.3 * walk), rng.uniform(0.5, 1.1), rng.uniform(0.016, 0.03)
     color = _color(rng, 0.15, 0.8, 0.1)
     if rng.random() < 0.08:
         for place in (-0.04, 0, 0.04):
@@ -406,7 +406,7 @@ def _pole(canvas: Canvas, rng: np.random.Generator, s: float, half: float, walk:
 
 
 def _sign(canvas: Canvas, rng: np.random.Generator, x: float, s: float, y: float) -> None:
-    r, rim = rng.uniform(0.06, 0.1), rng.choice([0.1, 0.9])
+    r, rim = rng.uniform(0.08, 0.12), rng.choice([0.1, 0.9])
     face = _color(rng, 0.3, 0.9, 0.9)
     border = np.array([0.85, 0.1, 0.1]) if rng.random() < 0.5 else np.full(3, rim)
     for size, color in ((1.0, border), (0.72, face)):

@@ -11,6 +11,8 @@ import keras
 import tensorflow as tf
 from keras import layers
 
+from unet import normalization
+
 # Precision -> the dtype policy of the layers. Variables are float32 in all but float64.
 POLICIES = {
     'float32': 'float32',
@@ -75,7 +77,7 @@ def unet(
     def normalise(x, name):
         if norm == 'none':
             return x
-        return layers.BatchNormalization(momentum=norm_momentum, synchronized=synchronized, dtype=policy, name=name)(x)
+        return normalization.BatchNorm(norm_momentum, synchronized, dtype=policy, name=name)(x)
 
     def convolutions(x, channels, name):
         for part in ('a', 'b'):
