@@ -10,17 +10,17 @@ from configs import default
 
 def get_config():
     config = default.get_config()
-    config.num_steps = 2000
+    config.num_steps = 1300
     config.global_batch = 4
     config.data.crop = (240, 320)
-    config.data.scale = (0.75, 1.5)
+    config.data.scale = (0.8, 1.4)
     config.data.cache = 'memory'
     config.model.width = 16
     config.model.norm_momentum = 0.95  # 0.99 would leave stale statistics in so short a run
     config.optimizer.learning_rate = 3e-3
     config.optimizer.schedule = 'cosine'
     config.optimizer.warmup_steps = 50
-    config.eval.every_steps = 500
+    config.eval.every_steps = 650
     config.eval.best_metric = 'eval/miou_present'  # CamVid has 11 of the 19 classes
     config.checkpoint.every_steps = 250
     return config

@@ -2,8 +2,8 @@
 
     python -m data_prep.build_tfrecords --cityscapes_dir=dataset --data_dir=data/cityscapes
 
-Reads leftImg8bit/<split>/<city>/*_leftImg8bit.png and gtFine/<split>/<city>/*_gtFine_labelIds.png on all cores; the files'
-bytes are copied unchanged. Killed and started again, it finishes what is missing. The folder opens with
+Reads leftImg8bit/<split>/<city>/*_leftImg8bit.png and gtFine/<split>/<city>/*_gtFine_labelIds.png on all cores; the
+files' bytes are copied unchanged. Killed and started again, it finishes what is missing. The folder opens with
 tensorflow_datasets.builder_from_directory as well.
 """
 
@@ -70,8 +70,8 @@ def write_shard(shard: Shard, source: str, data_dir: str, table: labels.Table) -
     """Checks and writes the examples of one shard under a temporary name, then renames it.
 
     Returns:
-      What the index and the manifest say of it: `file`, `bytes`, `sha256`, `records`, `class_pixels`; and `problems`, one
-      line per unusable pair, in which case no shard was written.
+      What the index and the manifest say of it: `file`, `bytes`, `sha256`, `records`, `class_pixels`; and `problems`,
+      one line per unusable pair, in which case no shard was written.
     """
     final, part = epath.Path(data_dir) / shard.file, epath.Path(data_dir) / f'.{shard.file}.part'
     digest, at, rows, problems, pixels = hashlib.sha256(), 0, [], [], np.zeros(256, np.int64)
@@ -165,8 +165,8 @@ def check_label(encoded: bytes, size: tuple[int, int], known: set[int]) -> np.nd
         raise ValueError(f'its label file is not a readable image ({error}). Copy it again.') from error
     if label.mode != 'L' or label.format != 'PNG':
         raise ValueError(
-            f'its label file is a {label.format} of mode {label.mode}; expected an 8-bit one-channel PNG of label ids. Was '
-            'a colour or instance file renamed?'
+            f'its label file is a {label.format} of mode {label.mode}; expected an 8-bit one-channel PNG of label ids. '
+            'Was a colour or instance file renamed?'
         )
     if (label.height, label.width) != size:
         raise ValueError(
@@ -206,8 +206,8 @@ def build(cityscapes_dir: str, data_dir: str, workers: int) -> dict[str, list[di
             return {name: split['shards'] for name, split in manifest['splits'].items()}
         raise entry.Failure(
             entry.IN_USE,
-            f'{data_dir} holds a finished dataset of {manifest["source"]["images"]} images; {cityscapes_dir} has {len(pairs)} '
-            'or other ones. Pass another --data_dir, or remove that folder.',
+            f'{data_dir} holds a finished dataset of {manifest["source"]["images"]} images; {cityscapes_dir} has '
+            f'{len(pairs)} or other ones. Pass another --data_dir, or remove that folder.',
         )
     if target.exists() and not building.exists() and any(target.iterdir()):
         raise entry.Failure(
@@ -217,8 +217,8 @@ def build(cityscapes_dir: str, data_dir: str, workers: int) -> dict[str, list[di
     if (building / _PLAN).exists() and records.read_json(building / _PLAN) != summary:
         raise entry.Failure(
             entry.IN_USE,
-            f'{data_dir} holds an unfinished build of other files than {cityscapes_dir} has now. Restore them, pass another '
-            '--data_dir, or remove that folder.',
+            f'{data_dir} holds an unfinished build of other files than {cityscapes_dir} has now. Restore them, pass '
+            'another --data_dir, or remove that folder.',
         )
     records.write_atomically(building / _PLAN, json.dumps(summary))
 

@@ -51,8 +51,9 @@ def find_pairs(cityscapes_dir: epath.PathLike) -> list[Pair]:
         )
         raise entry.Failure(
             entry.MISSING_INPUT,
-            f'{root}: expected {IMAGES}/<split>/<city>/*_{IMAGES}.png; found: {found or "nothing"}. Pass --cityscapes_dir, '
-            'the folder that holds leftImg8bit and gtFine, or make a synthetic one with python -m data_prep.synthesize.',
+            f'{root}: expected {IMAGES}/<split>/<city>/*_{IMAGES}.png; found: {found or "nothing"}. Pass '
+            '--cityscapes_dir, the folder that holds leftImg8bit and gtFine, or make a synthetic one with '
+            'python -m data_prep.synthesize.',
         )
     pairs, problems = [], []
     for folder, split in SPLITS.items():

@@ -2,7 +2,7 @@
 
     python -m data_prep.synthesize --cityscapes_dir=dataset --train_images=320 --val_images=60 --size=512x1024
 
-Each scene is drawn from random street geometry (data_prep/scene.py) and written as leftImg8bit/<split>/<city>/*.png
+Each scene is drawn from random street geometry (data_prep/street.py) and written as leftImg8bit/<split>/<city>/*.png
 with its gtFine label ids and instance ids. The cities of train and val differ. The same seed gives the same bytes
 whatever the number of cores, and a scene does not depend on how many others are written.
 """
@@ -22,7 +22,7 @@ from absl import flags
 from PIL import Image
 from tqdm import tqdm
 
-from data_prep import scene
+from data_prep import street
 from launch import entry
 
 _CITYSCAPES_DIR = flags.DEFINE_string(
@@ -65,7 +65,7 @@ def paths(root: pathlib.Path, split: str, index: int) -> tuple[pathlib.Path, pat
 def write_scene(task: tuple[str, int], *, root: pathlib.Path, size: tuple[int, int], seed: int) -> None:
     """Draws scene (split, index) at `size` (height, width) and writes its three files."""
     split, index = task
-    arrays = scene.draw(size, np.random.default_rng([seed, list(CITIES).index(split), index]))
+    arrays = street.draw(size, np.random.default_rng([seed, list(CITIES).index(split), index]))
     for path, array in zip(paths(root, split, index), arrays, strict=True):
         content = io.BytesIO()
         Image.fromarray(array).save(content, 'PNG', compress_level=1)  # sensor noise hardly compresses: 5 times faster

@@ -28,7 +28,13 @@ def write_tree(root: pathlib.Path, splits: dict[str, list[str]], size=(24, 40)) 
 
 
 def build(source, data_dir, *flags) -> subprocess.CompletedProcess:
-    command = [sys.executable, '-m', 'data_prep.build_tfrecords', f'--cityscapes_dir={source}', f'--data_dir={data_dir}']
+    command = [
+        sys.executable,
+        '-m',
+        'data_prep.build_tfrecords',
+        f'--cityscapes_dir={source}',
+        f'--data_dir={data_dir}',
+    ]
     return tiny.run(command + list(flags))
 
 
@@ -39,7 +45,9 @@ def contents(folder: pathlib.Path) -> dict[str, bytes]:
 @pytest.fixture(scope='module')
 def source(tmp_path_factory):
     stems = [f'{city}_{number:06d}_000019' for city in ('ulm', 'köln', 'bad berg') for number in range(8)]
-    return write_tree(tmp_path_factory.mktemp('source'), {'train': stems, 'val': ['bonn_000000_000019', 'bonn_000001_000019']})
+    return write_tree(
+        tmp_path_factory.mktemp('source'), {'train': stems, 'val': ['bonn_000000_000019', 'bonn_000001_000019']}
+    )
 
 
 @pytest.fixture(scope='module')

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep import labels, scene, sources
+from data_prep import labels, sources, street
 from launch import entry
 from tests import tiny
 from unet import metrics
@@ -35,7 +35,7 @@ def dataset(tmp_path_factory):
 def scenes():
     """Labels of 150 training and 40 validation scenes, [n, 64, 128]."""
     return [
-        np.stack([scene.draw((64, 128), np.random.default_rng([0, split, number]))[1] for number in range(count)])
+        np.stack([street.draw((64, 128), np.random.default_rng([0, split, number]))[1] for number in range(count)])
         for split, count in ((0, 150), (1, 40))
     ]
 

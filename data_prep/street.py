@@ -1,6 +1,6 @@
 """One synthetic street scene: image, label ids and instance ids, drawn from the same shapes.
 
-    image, label, instance = scene.draw((512, 1024), np.random.default_rng([seed, split, number]))
+    image, label, instance = street.draw((512, 1024), np.random.default_rng([seed, split, number]))
 
 A camera stands on a straight or bent street. A point on the ground is given by its lateral place `x` and its scale `s`:
 the size of things there relative to the bottom edge of the picture, 1 at the edge and 0 at the horizon. Heights are in
@@ -339,8 +339,9 @@ def _on_walk(rng: np.random.Generator, half: float, walk: float) -> float:
 
 def _shadow(canvas: Canvas, x1: float, x2: float, s: float) -> None:
     """On the ground, below and beside a thing, away from the light."""
-    lean = 0.15 * canvas.light
-    _shade(canvas, [canvas.at(x1, s), canvas.at(x2, s), canvas.at(x2 - lean, s * 1.07), canvas.at(x1 - lean, s * 1.07)], 0.6)
+    lean, nearer = 0.15 * canvas.light, s * 1.07
+    shape = [canvas.at(x1, s), canvas.at(x2, s), canvas.at(x2 - lean, nearer), canvas.at(x1 - lean, nearer)]
+    _shade(canvas, shape, 0.6)
 
 
 def _car(canvas: Canvas, rng: np.random.Generator, s: float, half: float, walk: float) -> None:
@@ -349,13 +350,15 @@ def _car(canvas: Canvas, rng: np.random.Generator, s: float, half: float, walk: 
     glass, dark = _color(rng, 0.05, 0.3, 0.1), np.full(3, 0.05)
     _shadow(canvas, x - wide, x + wide, s)
 
-    def part(x1, x2, low, high, paint, scale=s):
-        _fill(canvas, _upright(canvas, x + x1 * wide, x + x2 * wide, scale, low * height, high * height), CAR, paint, number=number)
+    def part(x1, x2, low, high, paint):
+        shape = _upright(canvas, x + x1 * wide, x + x2 * wide, s, low * height, high * height)
+        _fill(canvas, shape, CAR, paint, number=number)
 
     for side in (-0.95, 0.65):  # wheels
         part(side, side + 0.3, 0, 0.25, dark)
     flank = s / rng.uniform(1.1, 1.5)  # the far end of the car, seen past the near one
-    _fill(canvas, _facade(canvas, x - np.sign(x) * wide, flank, s, 0.1 * height, 0.9 * height), CAR, color * 0.75, number=number)
+    shape = _facade(canvas, x - np.sign(x) * wide, flank, s, 0.1 * height, 0.9 * height)
+    _fill(canvas, shape, CAR, color * 0.75, number=number)
     part(-1, 1, 0.12, 0.6, color)
     (left, low), (right, high) = canvas.at(x - wide * 0.9, s, 0.58 * height), canvas.at(x + wide * 0.9, s, height)
     inner = 0.12 * (right - left)
@@ -409,9 +412,9 @@ def _sign(canvas: Canvas, rng: np.random.Generator, x: float, s: float, y: float
     r, rim = rng.uniform(0.08, 0.12), rng.choice([0.1, 0.9])
     face = _color(rng, 0.3, 0.9, 0.9)
     border = np.array([0.85, 0.1, 0.1]) if rng.random() < 0.5 else np.full(3, rim)
+    shape = rng.integers(3)  # round, square or triangle
     for size, color in ((1.0, border), (0.72, face)):
         box = _upright(canvas, x - r * size, x + r * size, s, y - 2 * r * size * 0.9, y + 2 * r * size * 0.9)
-        shape = rng.integers(3) if size == 1.0 else shape
         if shape == 0:
             _fill(canvas, [box[3], box[1]], SIGN, color, ellipse=True)
         elif shape == 1:
@@ -477,7 +480,8 @@ def _photograph(
     image = image * (1 - haze) + haze * _color(rng, 0.6, 0.9, 0.1)
     tint = rng.uniform(0.6, 1.25) * (1 + 0.12 * rng.uniform(-1, 1, 3))
     image = np.clip(image * tint, 0, 1) ** rng.uniform(0.8, 1.25)
-    small = Image.fromarray(np.uint8(255 * image)).resize((round(width * 0.75), round(height * 0.75)), Image.Resampling.BOX)
+    small = (round(width * 0.75), round(height * 0.75))
+    small = Image.fromarray(np.uint8(255 * image)).resize(small, Image.Resampling.BOX)
     image = np.asarray(small.resize((width, height), Image.Resampling.BICUBIC), np.float32)
     image += noise.normal(0, rng.uniform(1, 6), image.shape)
     return np.uint8(np.clip(image, 0, 255)), label, instance
