@@ -41,6 +41,18 @@ def get_config() -> ConfigDict:
     model.norm = 'batch'  # 'batch' (over the global batch) or 'none'
     model.norm_momentum = 0.99  # of the running statistics that evaluation uses; lower it for runs below 1000 steps
 
+    config.loss = loss = ConfigDict()  # the sum of these, each times its weight; unet/loss.py has the formulas
+    loss.cross_entropy = 1.0
+    loss.focal = 0.0
+    loss.hard_pixels = 0.0  # online hard example mining
+    loss.dice = 0.0
+    loss.class_weights = ()  # of the cross entropy, one per class; (): all 1
+    loss.balanced = False  # class weights from the training pixels of each class instead
+    loss.label_smoothing = 0.0
+    loss.focal_gamma = 2.0
+    loss.hard_threshold = 0.7  # pixels whose true class has less probability than this are hard
+    loss.hard_least = 0.1  # share of each image's pixels that counts as hard at the least
+
     config.optimizer = optimizer = ConfigDict()
     optimizer.name = 'adam'  # 'adam', 'adamw' or 'sgd' (momentum)
     optimizer.learning_rate = 1e-3  # peak
@@ -97,6 +109,14 @@ _AT_LEAST = {
     'model.width': 1,
     'model.depth': 3,
     'model.norm_momentum': 0,
+    'loss.cross_entropy': 0,
+    'loss.focal': 0,
+    'loss.hard_pixels': 0,
+    'loss.dice': 0,
+    'loss.label_smoothing': 0,
+    'loss.focal_gamma': 0,
+    'loss.hard_threshold': 0.01,
+    'loss.hard_least': 0,
     'optimizer.learning_rate': 0,
     'optimizer.warmup_steps': 0,
     'optimizer.momentum': 0,
@@ -111,7 +131,16 @@ _AT_LEAST = {
     'runtime.virtual_devices': 0,
     'runtime.steps_per_call': 1,
 }
-_AT_MOST = {'data.flip': 1, 'data.contrast': 1, 'data.saturation': 1, 'model.depth': 6, 'model.norm_momentum': 1}
+_AT_MOST = {
+    'data.flip': 1,
+    'data.contrast': 1,
+    'data.saturation': 1,
+    'model.depth': 6,
+    'model.norm_momentum': 1,
+    'loss.label_smoothing': 1,
+    'loss.hard_threshold': 1,
+    'loss.hard_least': 1,
+}
 
 
 def validate(config: ConfigDict) -> list[str]:
@@ -140,6 +169,8 @@ def validate(config: ConfigDict) -> list[str]:
     scale = fields['data.scale']
     if len(scale) != 2 or not 0 < scale[0] <= scale[1]:
         problems.append(f'config.data.scale={scale}: must be (smallest, largest), both above 0')
+    if not any(fields[f'loss.{name}'] > 0 for name in ('cross_entropy', 'focal', 'hard_pixels', 'dice')):
+        problems.append('config.loss: give at least one loss a weight above 0')
     if not config.data.train_splits:
         problems.append('config.data.train_splits: name at least one split')
     return problems or _crop_problems(config.data.crop, config.model.depth, config.model.padding)

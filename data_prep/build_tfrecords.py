@@ -30,7 +30,9 @@ _CITYSCAPES_DIR = flags.DEFINE_string(
     'cityscapes_dir', os.environ.get('CITYSCAPES_DATASET', 'dataset'), 'Folder that holds leftImg8bit and gtFine.'
 )
 _DATA_DIR = flags.DEFINE_string('data_dir', 'data/cityscapes', 'Folder for the records.')
-_WORKERS = flags.DEFINE_integer('workers', os.cpu_count(), 'Processes; the records do not depend on it.', lower_bound=1)
+_WORKERS = flags.DEFINE_integer(
+    'workers', entry.cores(), 'Processes, one per core by default; the records do not depend on it.', lower_bound=1
+)
 
 NAME = 'cityscapes'
 _SHARD_BYTES = 128 << 20

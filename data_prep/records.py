@@ -226,6 +226,18 @@ def read_manifest(data_dir: epath.PathLike) -> dict | None:
     return read_json(path) if path.exists() else None
 
 
+def class_pixels(data_dir: epath.PathLike, splits: tuple[str, ...]) -> np.ndarray | None:
+    """int64 [256]: pixels per label id in those splits; None for a folder without a manifest."""
+    manifest = read_manifest(data_dir)
+    if manifest is None:
+        return None
+    pixels = np.zeros(256, np.int64)
+    for split in splits:
+        for label_id, count in manifest['splits'][split]['class_pixels'].items():
+            pixels[int(label_id)] += count
+    return pixels
+
+
 def check_complete(data_dir: epath.PathLike) -> epath.Path:
     """The folder as a path, once it is sure to hold a finished dataset.
 

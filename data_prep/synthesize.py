@@ -102,7 +102,7 @@ def main() -> None:
     refuse_foreign_images(root, tasks)
 
     write = functools.partial(write_scene, root=root, size=(height, width), seed=_SEED.value)
-    processes = min(_PROCESSES.value or len(os.sched_getaffinity(0)), len(tasks))
+    processes = min(_PROCESSES.value or entry.cores(), len(tasks))
     pool = concurrent.futures.ProcessPoolExecutor(
         processes, mp_context=multiprocessing.get_context('spawn'), initializer=_leave_interrupts_to_parent
     )

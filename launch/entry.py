@@ -14,6 +14,7 @@ This module imports absl alone, so that `--help` answers at once; programs impor
 import contextlib
 import errno
 import os
+import pathlib
 import sys
 import tempfile
 import traceback
@@ -53,6 +54,11 @@ def run(main: Callable[[], None]) -> NoReturn:
     """Parses the flags, calls `main()` and exits with the status that its outcome stands for."""
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')  # TensorFlow's notes drown ours; 0 shows them
     app.run(lambda _: sys.exit(_status_of(main)), flags_parser=_parse_flags)
+
+
+def cores() -> int:
+    """CPU cores that this process may use, which in a container or a cluster job may be fewer than there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
 @contextlib.contextmanager
@@ -130,5 +136,6 @@ def _status_of(main: Callable[[], None]) -> int:
 
 
 def _complain(message: str) -> None:
+    path = pathlib.Path(sys.argv[0])
     sys.stdout.flush()
-    print(f'{os.path.basename(sys.argv[0])}: {message}', file=sys.stderr, flush=True)
+    print(f'{path.parent.name}.{path.stem}: {message}', file=sys.stderr, flush=True)

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from data_prep import labels
 from launch import entry
-from unet import checkpoint, inference, model, workdir
+from unet import checkpoint, inference, loss, model, workdir
 
 _FOLDERS = {'best': workdir.BEST, 'latest': workdir.CHECKPOINTS}
 
@@ -58,6 +58,41 @@ def class_of_id(learnt: str, table: labels.Table) -> np.ndarray:
         lookup = np.full(256, labels.IGNORED, np.int32)
         lookup[known] = known
     return lookup
+
+
+def losses(config: ConfigDict, table: labels.Table, class_pixels: np.ndarray | None) -> list:
+    """What is minimised, see `loss.make_losses`.
+
+    Args:
+      config: the config.
+      table: the label table.
+      class_pixels: int64 [256], training pixels per label id; None if the folder has no manifest.
+
+    Raises:
+      Failure: BAD_CONFIG if class weights do not fit the classes or cannot be computed.
+    """
+    ids = id_of_class(config.labels, table)
+    weights = config.loss.class_weights
+    if config.loss.balanced:
+        if class_pixels is None:
+            raise entry.Failure(
+                entry.BAD_CONFIG,
+                'config.loss.balanced needs the manifest that data_prep.build_tfrecords writes; this record folder has '
+                'none. Give config.loss.class_weights, or build the folder with it.',
+            )
+        weights = loss.balanced_class_weights(class_pixels[ids].tolist())
+    if weights and len(weights) != len(ids):
+        raise entry.Failure(
+            entry.BAD_CONFIG, f'config.loss.class_weights has {len(weights)} values; there are {len(ids)} classes'
+        )
+    return loss.make_losses(
+        {name: config.loss[name] for name in loss.NAMES},
+        class_weights=tuple(weights),
+        label_smoothing=config.loss.label_smoothing,
+        focal_gamma=config.loss.focal_gamma,
+        hard_threshold=config.loss.hard_threshold,
+        hard_least=config.loss.hard_least,
+    )
 
 
 def jit_compile(config: ConfigDict, replicas: int) -> bool:

@@ -1,25 +1,136 @@
-"""Losses as sums: each returns what is to be added up over all replicas and divided once."""
+"""Losses as sums over the global batch.
+
+Each loss is a numerator over a denominator. The denominator depends on the labels alone: it is summed over all replicas
+first, and each replica then divides its own numerator by it. So the sum of the replicas' losses is the loss of the
+global batch, however it is shared out.
+
+    loss             numerator, summed over                          denominator
+    cross_entropy    pixels: weight of the class x cross entropy     sum of those weights over valid pixels
+    focal            pixels: (1 - p)^gamma x cross entropy           valid pixels
+    hard_pixels      images: mean cross entropy of its hard pixels   images with a valid pixel
+    dice             images: 1 - mean Dice of the classes in it      images with a valid pixel
+
+Sources: focal loss, https://arxiv.org/abs/1708.02002; hard pixels (online hard example mining, bootstrapped cross
+entropy), https://arxiv.org/abs/1605.06885; Dice, https://arxiv.org/abs/1606.04797; label smoothing,
+https://arxiv.org/abs/1512.00567.
+"""
+
+import math
+from collections.abc import Callable
 
 import tensorflow as tf
 
 from data_prep.labels import IGNORED
 
+# (logits [batch, h, w, classes], target int32 [batch, h, w] with 255 for pixels that do not count) -> scalar
+Numerator = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+Denominator = Callable[[tf.Tensor, tf.DType], tf.Tensor]
 
-def cross_entropy(logits: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
-    """Sum of the cross entropy over the valid pixels; the mean over pixels is this divided by `valid_pixels`.
+NAMES = ('cross_entropy', 'focal', 'hard_pixels', 'dice')
+
+
+def make_losses(
+    weights: dict[str, float],
+    *,
+    class_weights: tuple[float, ...] = (),
+    label_smoothing: float = 0.0,
+    focal_gamma: float = 2.0,
+    hard_threshold: float = 0.7,
+    hard_least: float = 0.1,
+) -> list[tuple[float, Numerator, Denominator]]:
+    """The losses of weight above zero, as (weight, numerator, denominator).
 
     Args:
-      logits: [batch, height, width, classes].
-      target: int32 [batch, height, width], classes 0..K-1, or 255 for pixels that do not count.
-
-    Returns:
-      Scalar; 0 if no pixel is valid.
+      weights: of each of NAMES in the total.
+      class_weights: one per class, of its pixels in the cross entropy; empty for all 1.
+      label_smoothing: share of the target's probability that is spread over all classes, in the cross entropy.
+      focal_gamma: exponent of the focal loss.
+      hard_threshold: a pixel is hard if its true class is given less probability than this ...
+      hard_least: ... and at least this share of each image's valid pixels, the worst ones, counts as hard.
     """
+
+    def class_weight(target: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+        return _valid_weight(target, class_weights, dtype)
+
+    def cross_entropy(logits, target):
+        return tf.reduce_sum(class_weight(target, logits.dtype) * pixel_losses(logits, target, label_smoothing))
+
+    def focal(logits, target):
+        losses = pixel_losses(logits, target)
+        return tf.reduce_sum((1 - tf.exp(-losses)) ** focal_gamma * losses)
+
+    def hard_pixels(logits, target):
+        return _hard_pixels(pixel_losses(logits, target), target != IGNORED, hard_threshold, hard_least)
+
+    pixels = lambda target, dtype: tf.reduce_sum(tf.cast(target != IGNORED, dtype))  # noqa: E731
+    images = lambda target, dtype: tf.reduce_sum(tf.cast(_valid_images(target), dtype))  # noqa: E731
+    known = {
+        'cross_entropy': (cross_entropy, lambda target, dtype: tf.reduce_sum(class_weight(target, dtype))),
+        'focal': (focal, pixels),
+        'hard_pixels': (hard_pixels, images),
+        'dice': (_dice, images),
+    }
+    return [(weights[name], *known[name]) for name in NAMES if weights[name] > 0]
+
+
+def pixel_losses(logits: tf.Tensor, target: tf.Tensor, label_smoothing: float = 0.0) -> tf.Tensor:
+    """Cross entropy of each pixel, [batch, h, w]; 0 where the target is 255."""
     valid = target != IGNORED
     losses = tf.nn.sparse_softmax_cross_entropy_with_logits(tf.where(valid, target, 0), logits)
-    return tf.reduce_sum(tf.where(valid, losses, 0))
+    if label_smoothing:
+        of_all_classes = tf.reduce_logsumexp(logits, -1) - tf.reduce_mean(logits, -1)
+        losses = (1 - label_smoothing) * losses + label_smoothing * of_all_classes
+    return tf.where(valid, losses, tf.zeros_like(losses))
 
 
-def valid_pixels(target: tf.Tensor, dtype: tf.DType = tf.float32) -> tf.Tensor:
-    """Scalar: the number of pixels that count."""
-    return tf.reduce_sum(tf.cast(target != IGNORED, dtype))
+def _valid_weight(target: tf.Tensor, class_weights: tuple[float, ...], dtype: tf.DType) -> tf.Tensor:
+    """The weight of each pixel, [batch, h, w]; 0 where the target is 255."""
+    valid = target != IGNORED
+    if not class_weights:
+        return tf.cast(valid, dtype)
+    weights = tf.gather(tf.constant(class_weights, dtype), tf.where(valid, target, 0))
+    return tf.where(valid, weights, tf.zeros_like(weights))
+
+
+def _valid_images(target: tf.Tensor) -> tf.Tensor:
+    """bool [batch]: images with at least one valid pixel."""
+    return tf.reduce_any(target != IGNORED, [1, 2])
+
+
+def _hard_pixels(losses: tf.Tensor, valid: tf.Tensor, threshold: float, least: float) -> tf.Tensor:
+    """Sum over images of the mean loss of their hard pixels."""
+    batch = tf.shape(losses)[0]
+    losses, valid = tf.reshape(losses, [batch, -1]), tf.reshape(valid, [batch, -1])
+    count = tf.reduce_sum(tf.cast(valid, tf.int32), 1)
+    worst_first = tf.sort(losses, 1, 'DESCENDING')
+    kept = tf.cast(tf.math.ceil(least * tf.cast(count, losses.dtype)), tf.int32)
+    bound = tf.gather(worst_first, tf.maximum(kept - 1, 0), axis=1, batch_dims=1)[:, None]
+    hard = valid & (losses >= tf.stop_gradient(tf.minimum(bound, -tf.math.log(tf.cast(threshold, losses.dtype)))))
+    hard = tf.cast(hard, losses.dtype)
+    return tf.reduce_sum(tf.reduce_sum(hard * losses, 1) / tf.maximum(tf.reduce_sum(hard, 1), 1))
+
+
+def _dice(logits: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
+    """Sum over images of 1 - the mean Dice coefficient of the classes that occur in the image."""
+    classes = logits.shape[-1]
+    valid = tf.cast(target != IGNORED, logits.dtype)[..., None]
+    truth = tf.one_hot(target, classes, dtype=logits.dtype)  # all zero where the target is 255
+    share = tf.nn.softmax(logits) * valid
+    overlap = tf.reduce_sum(share * truth, [1, 2])
+    size = tf.reduce_sum(share, [1, 2]) + tf.reduce_sum(truth, [1, 2])
+    present = tf.reduce_any(truth > 0, [1, 2])
+    dice = tf.where(present, 2 * overlap / tf.where(present, size, tf.ones_like(size)), tf.zeros_like(size))
+    count = tf.reduce_sum(tf.cast(present, logits.dtype), 1)
+    mean = tf.reduce_sum(dice, 1) / tf.maximum(count, 1)
+    return tf.reduce_sum(tf.where(count > 0, 1 - mean, tf.zeros_like(mean)))
+
+
+def balanced_class_weights(pixels: list[int]) -> tuple[float, ...]:
+    """Class weights from the training pixels of each class: 1 / ln(1.02 + share), scaled so that the mean pixel has 1.
+
+    Source: https://arxiv.org/abs/1606.02147, section 5.1.
+    """
+    total = max(sum(pixels), 1)
+    raw = [1 / math.log(1.02 + count / total) for count in pixels]
+    mean = sum(weight * count for weight, count in zip(raw, pixels, strict=True)) / total
+    return tuple(weight / mean for weight in raw)

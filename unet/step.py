@@ -52,6 +52,7 @@ def make_replica_step(
     network: keras.Model,
     state: TrainState,
     *,
+    losses: list[tuple[float, loss.Numerator, loss.Denominator]],
     class_of_id: tf.Tensor,
     precision: str,
     num_steps: int,
@@ -69,6 +70,7 @@ def make_replica_step(
     Args:
       network: from images in [-1, 1] to logits.
       state: updated in place, as the network is.
+      losses: from `loss.make_losses`.
       class_of_id: int32 [256], label id -> class, 255 for ids that do not count.
       precision: see `model.POLICIES`.
       num_steps, learning_rate, schedule, warmup_steps: see `optimizer.learning_rate`.
@@ -99,8 +101,12 @@ def make_replica_step(
         with tf.GradientTape() as tape:
             logits = network(image, training=True)
             target = central_crop(target, logits)
-            valid = all_reduce(tf.identity(loss.valid_pixels(target, dtype)))
-            local_loss = loss.cross_entropy(logits, target) / tf.maximum(valid, 1)
+            total = all_reduce(tf.stack([denominator(target, dtype) for _, _, denominator in losses]))
+            shares = [
+                weight * numerator(logits, target) / tf.where(total[i] > 0, total[i], 1)
+                for i, (weight, numerator, _) in enumerate(losses)
+            ]
+            local_loss = tf.add_n(shares)
             scaled_loss = local_loss * scale
         gradients = tape.gradient(scaled_loss, variables)
         *gradients, mean_loss = all_reduce([*gradients, tf.identity(local_loss)])

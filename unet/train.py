@@ -76,6 +76,7 @@ def train_and_evaluate(
     train_split = records.read_split(data_dir, '+'.join(config.data.train_splits))
     eval_split = records.read_split(data_dir, config.data.eval_split)
     table = records.read_label_table(data_dir)
+    class_pixels = records.class_pixels(data_dir, config.data.train_splits)
     if config.runtime.deterministic:
         tf.config.experimental.enable_op_determinism()
     strategy = cluster.make_strategy(config.runtime.virtual_devices)
@@ -100,7 +101,7 @@ def train_and_evaluate(
 
         jit_compile = from_config.jit_compile(config, replicas)
         train_steps = step.make_train_steps(
-            strategy, _replica_step(config, network, state, table, replicas), jit_compile=jit_compile
+            strategy, _replica_step(config, network, state, table, replicas, class_pixels), jit_compile=jit_compile
         )
         reader = input_pipeline.Reader(train_split)
         batches = iter(_batches(config, strategy, reader, start_step)) if start_step < config.num_steps else None
@@ -237,11 +238,17 @@ def _batches(config: ConfigDict, strategy: tf.distribute.Strategy, reader: input
 
 
 def _replica_step(
-    config: ConfigDict, network: keras.Model, state: step.TrainState, table: labels.Table, replicas: int
+    config: ConfigDict,
+    network: keras.Model,
+    state: step.TrainState,
+    table: labels.Table,
+    replicas: int,
+    class_pixels: np.ndarray,
 ) -> Callable:
     return step.make_replica_step(
         network,
         state,
+        losses=from_config.losses(config, table, class_pixels),
         class_of_id=tf.constant(from_config.class_of_id(config.labels, table)),
         precision=config.precision,
         num_steps=config.num_steps,
