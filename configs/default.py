@@ -12,6 +12,9 @@ def get_config() -> ConfigDict:
 
     config.num_steps = 40_000
     config.global_batch = 16  # images per step, over all devices of all hosts: results do not depend on their number
+    # Workdir of another run to start from, by its best checkpoint. What does not fit is listed and left as it is, e.g.
+    # the head of a model for other classes.
+    config.init_from = ''
     config.seed = 2019  # of weights, order and augmentation
     # 'float32', 'bfloat16', 'float16' (with a dynamic loss scale), 'float64' (to prove equalities). Weights, loss,
     # normalisation statistics and metrics stay in at least float32.
@@ -60,6 +63,7 @@ def get_config() -> ConfigDict:
     optimizer.warmup_steps = 0  # linear from zero
     optimizer.momentum = 0.9  # of 'sgd'
     optimizer.weight_decay = 0.0  # of the kernels, never of biases or normalisation; decoupled under 'adamw'
+    optimizer.ema = 0.0  # decay per step of a running mean of the weights, used wherever the model is; 0: none
     optimizer.clip_norm = 0.0  # largest norm of the whole gradient, after it is summed over devices; 0: no limit
 
     config.eval = evaluation = ConfigDict()
@@ -122,6 +126,7 @@ _AT_LEAST = {
     'optimizer.momentum': 0,
     'optimizer.weight_decay': 0,
     'optimizer.clip_norm': 0,
+    'optimizer.ema': 0,
     'eval.every_steps': 1,
     'eval.batch': 1,
     'eval.pictures': 0,
@@ -138,6 +143,7 @@ _AT_MOST = {
     'model.depth': 6,
     'model.norm_momentum': 1,
     'loss.label_smoothing': 1,
+    'optimizer.ema': 1,
     'loss.hard_threshold': 1,
     'loss.hard_least': 1,
 }

@@ -193,3 +193,25 @@ def test_help_answers_without_tensorflow(program):
     done = subprocess.run([sys.executable, '-c', code], cwd=tiny.ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert '--workdir' in done.stdout
+
+
+def test_ema_is_evaluated_and_weights_start_another_run(tmp_path, data_dir):
+    done = tiny.run(tiny.train_command(tmp_path / 'first', data_dir, num_steps=6, optimizer__ema=0.9))
+    assert done.returncode == 0, done.stderr
+    last = json.loads((tmp_path / 'first/metrics.jsonl').read_text().splitlines()[-1])
+    flags = [f'--workdir={tmp_path / "first"}', f'--data_dir={data_dir}', '--checkpoint=latest']
+    done = tiny.run([sys.executable, '-m', 'unet.evaluate', *flags])
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / 'first/evaluate-validation.json').read_text())
+    assert result['scores']['eval/miou'] == last['eval/miou']  # both score the means, not the weights
+    values = tiny.checkpoint_values(tmp_path / 'first/checkpoints/ckpt-6')
+    means = [value for name, value in values.items() if name.startswith('state/ema/')]
+    assert means and not any(np.array_equal(means[0], v) for n, v in values.items() if n.startswith('model/'))
+
+    fields = {'init_from': tmp_path / 'first', 'labels': 'label_ids', 'num_steps': 3}
+    done = tiny.run(tiny.train_command(tmp_path / 'second', data_dir, **fields))
+    assert done.returncode == 0, done.stderr
+    left_out = [line for line in done.stdout.splitlines() if line.startswith('  left out')]
+    assert [line.split()[2] for line in left_out] == ['logits/kernel:', 'logits/bias:']
+    done = tiny.run(tiny.train_command(tmp_path / 'third', data_dir, init_from=tmp_path / 'nothing'))
+    assert done.returncode == entry.MISSING_INPUT and 'nothing' in done.stderr

@@ -6,7 +6,8 @@ Whether all of them are finite is read off the summed gradients, so that all rep
 one of them withholds the update on all, by `tf.where` on weights, optimizer slots and batch statistics.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 
 import keras
 import tensorflow as tf
@@ -20,6 +21,19 @@ _FIRST_SCALE = 2.0**15
 _GROW_AFTER = 2000
 
 
+@contextlib.contextmanager
+def averaged_weights(variables: list[tf.Variable], ema: list[tf.Variable]) -> Iterator[None]:
+    """Within it the weights are their running means, if there are any."""
+    kept = [tf.identity(variable) for variable in variables] if ema else []
+    for variable, mean in zip(variables, ema, strict=bool(ema)):
+        variable.assign(mean)
+    try:
+        yield
+    finally:
+        for variable, value in zip(variables, kept, strict=bool(ema)):
+            variable.assign(value)
+
+
 class TrainState(tf.Module):
     """What a run must remember besides the model: all of it is in every checkpoint.
 
@@ -27,25 +41,27 @@ class TrainState(tf.Module):
       step: int64, completed steps.
       updates: float, steps whose update was applied; less than `step` only where float16 overflowed.
       slots: the optimizer's.
+      ema: running mean of the weights; empty if there is none.
       scale: float32, the loss scale of float16.
       good_steps: int64, steps since the scale last changed.
       best: float64, the best value of the run's best_metric so far.
       evaluated: int64, the step of the last evaluation.
     """
 
-    def __init__(self, optimizer_name: str, variables: list[tf.Variable]):
+    def __init__(self, optimizer_name: str, variables: list[tf.Variable], *, ema: bool = False):
         super().__init__()
 
-        def scalar(value, dtype):
+        def variable_of(value, dtype):
             return tf.Variable(value, dtype=dtype, trainable=False, aggregation=tf.VariableAggregation.NONE)
 
-        self.step = scalar(0, tf.int64)
-        self.updates = scalar(0, variables[0].dtype)
+        self.step = variable_of(0, tf.int64)
+        self.updates = variable_of(0, variables[0].dtype)
         self.slots = optimizer.make_slots(optimizer_name, variables)
-        self.scale = scalar(_FIRST_SCALE, tf.float32)
-        self.good_steps = scalar(0, tf.int64)
-        self.best = scalar(float('-inf'), tf.float64)
-        self.evaluated = scalar(0, tf.int64)
+        self.ema = [variable_of(variable, variable.dtype) for variable in variables] if ema else []
+        self.scale = variable_of(_FIRST_SCALE, tf.float32)
+        self.good_steps = variable_of(0, tf.int64)
+        self.best = variable_of(float('-inf'), tf.float64)
+        self.evaluated = variable_of(0, tf.int64)
 
 
 def make_replica_step(
@@ -63,6 +79,7 @@ def make_replica_step(
     momentum: float,
     weight_decay: float,
     clip_norm: float,
+    ema: float,
     replicas: int,
 ) -> Callable[[dict[str, tf.Tensor]], tf.Tensor]:
     """The function that every replica runs on its share of the global batch.
@@ -76,6 +93,7 @@ def make_replica_step(
       num_steps, learning_rate, schedule, warmup_steps: see `optimizer.learning_rate`.
       optimizer_name, momentum, weight_decay: see `optimizer.update`.
       clip_norm: largest global norm of the gradient; 0: no limit.
+      ema: decay of `state.ema`, reached from below: at most (1 + t) / (10 + t) after t updates.
       replicas: how many run this together.
 
     Returns:
@@ -134,6 +152,9 @@ def make_replica_step(
         )
         for variable, new in zip(variables, new_values, strict=True):
             variable.assign(tf.where(finite, new, variable))
+        decay = tf.minimum(tf.cast(ema, dtype), count / (count + 9))
+        for mean, new in zip(state.ema, new_values if state.ema else [], strict=True):
+            mean.assign(tf.where(finite, decay * mean + (1 - decay) * new, mean))
         for slot, new_slot in zip(state.slots, new_slots, strict=True):
             for variable, new in zip(slot, new_slot, strict=True):
                 variable.assign(tf.where(finite, new, variable))

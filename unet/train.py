@@ -11,6 +11,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import keras
 import numpy as np
@@ -93,9 +94,14 @@ def train_and_evaluate(
         records.write_atomically(os.path.join(run, labels.FILE), labels.to_json(table))
         with strategy.scope():
             network = from_config.network(config, table, replicas=replicas)
-            state = step.TrainState(config.optimizer.name, [v.value for v in network.trainable_variables])
+            weights = [variable.value for variable in network.trainable_variables]
+            state = step.TrainState(config.optimizer.name, weights, ema=config.optimizer.ema > 0)
         contents = tf.train.Checkpoint(model=network, state=state)
         restored = checkpoint.restore(os.path.join(run, workdir.CHECKPOINTS), contents)
+        if config.init_from and not restored:
+            print(from_config.init_from(config.init_from, network), flush=True)
+            for mean, weight in zip(state.ema, weights, strict=bool(state.ema)):
+                mean.assign(weight)
         start_step = int(state.step.numpy())
         console.hello(config, network, train_split, eval_split, replicas, restored)
 
@@ -110,6 +116,7 @@ def train_and_evaluate(
             config,
             strategy,
             from_config.predictor(config, network, table),
+            lambda: step.averaged_weights(weights, state.ema),
             eval_split,
             table,
             jit_compile,
@@ -259,6 +266,7 @@ def _replica_step(
         momentum=config.optimizer.momentum,
         weight_decay=config.optimizer.weight_decay,
         clip_norm=config.optimizer.clip_norm,
+        ema=config.optimizer.ema,
         replicas=replicas,
     )
 
@@ -267,6 +275,7 @@ def _evaluate(
     config: ConfigDict,
     strategy: tf.distribute.Strategy,
     predict: Callable[[tf.Tensor], tf.Tensor],
+    averaged: Callable[[], AbstractContextManager[None]],
     split: records.Split,
     table: labels.Table,
     jit_compile: bool,
@@ -286,20 +295,20 @@ def _evaluate(
             raise _Interrupted
 
     started = time.monotonic()
-    confusion = scoring.confusion_of_split(
-        strategy,
-        predict,
-        split,
-        num_ids=labels.num_ids(table),
-        batch=config.eval.batch,
-        jit_compile=jit_compile,
-        tick=tick,
-    )
-    scores = metrics.scores(confusion, table)
-    scores['time/eval_images_per_second'] = len(split) / (time.monotonic() - started)
+    with averaged():
+        confusion = scoring.confusion_of_split(
+            strategy,
+            predict,
+            split,
+            num_ids=labels.num_ids(table),
+            batch=config.eval.batch,
+            jit_compile=jit_compile,
+            tick=tick,
+        )
+        seconds, pictures = time.monotonic() - started, None
+        if config.eval.pictures:
+            chosen = np.linspace(0, len(split) - 1, min(config.eval.pictures, len(split))).astype(int)
+            pictures = visualize.examples(predict, split, chosen, table)
+    scores = metrics.scores(confusion, table) | {'time/eval_images_per_second': len(split) / seconds}
     progress.say(f'step {done}/{config.num_steps}  {console.headline(scores, len(split))}')
-    pictures = None
-    if config.eval.pictures:
-        chosen = np.linspace(0, len(split) - 1, min(config.eval.pictures, len(split))).astype(int)
-        pictures = visualize.examples(predict, split, chosen, table)
     return scores, pictures
