@@ -80,10 +80,13 @@ def get_config() -> ConfigDict:
     config.log = log = ConfigDict()
     log.every_steps = 50
 
-    config.runtime = runtime = ConfigDict()  # how it is computed; no field here changes what is learnt
+    config.runtime = runtime = ConfigDict()  # how it is computed; fields here do not change what is learnt
     runtime.virtual_devices = 0  # split the CPU into this many devices; 0: all GPUs, or the CPU where there is none
     runtime.deterministic = False  # bit-identical reruns, at some cost in speed on GPUs
     runtime.jit_compile = 'auto'  # XLA: 'on', 'off', or 'auto': for a single GPU, and a CPU in bfloat16
+    # A device's share of the batch is computed in this many parts, one after the other, with one all-reduce and one
+    # update: less memory, the same gradient. Batch statistics are then taken over a part (on all devices).
+    runtime.microbatches = 1
     runtime.steps_per_call = 1  # steps per call into TensorFlow; a request to stop is answered between calls
 
     return config
@@ -135,6 +138,7 @@ _AT_LEAST = {
     'log.every_steps': 1,
     'runtime.virtual_devices': 0,
     'runtime.steps_per_call': 1,
+    'runtime.microbatches': 1,
 }
 _AT_MOST = {
     'data.flip': 1,

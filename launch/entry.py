@@ -120,7 +120,7 @@ def _status_of(main: Callable[[], None]) -> int:
         _complain(str(error))
         return error.status
     except KeyboardInterrupt:
-        _complain('stopped; the same command goes on from here')
+        _complain('stopped; run the same command again')
         return STOPPED
     except BrokenPipeError:  # the reader of our output (head, less) has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -62,6 +62,29 @@ def test_replicas_equal_one(tmp_path, data_dir):
     assert start['train/gradient_norm'] > 0.5  # or clipping would not have been tested
 
 
+def test_microbatches_equal_the_whole_batch(tmp_path, data_dir):
+    """One update from 1, 2 or 4 parts; without BatchNorm, whose statistics are of a part."""
+    values = {}
+    for parts, devices in ((1, 1), (4, 1), (2, 2)):
+        workdir = tmp_path / f'{parts}-{devices}'
+        fields = {'loss.hard_pixels': 0.5, 'loss.dice': 0.5, 'loss.class_weights': tuple(range(1, 20))}
+        command = tiny.train_command(
+            workdir,
+            data_dir,
+            num_steps=5,
+            precision='float64',
+            model__norm='none',
+            runtime__microbatches=parts,
+            runtime__virtual_devices=devices,
+            **fields,
+        )
+        done = tiny.run(command)
+        assert done.returncode == 0, done.stderr
+        values[parts] = tiny.checkpoint_values(workdir / 'checkpoints/ckpt-5')
+    for parts in (2, 4):
+        assert max(np.abs(values[1][n] - values[parts][n]).max() for n in values[1] if n.startswith('model/')) < 1e-9
+
+
 def test_a_run_is_whole(undisturbed):
     workdir, output = undisturbed
     lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]

@@ -80,6 +80,7 @@ def make_replica_step(
     weight_decay: float,
     clip_norm: float,
     ema: float,
+    microbatches: int,
     replicas: int,
 ) -> Callable[[dict[str, tf.Tensor]], tf.Tensor]:
     """The function that every replica runs on its share of the global batch.
@@ -94,6 +95,7 @@ def make_replica_step(
       optimizer_name, momentum, weight_decay: see `optimizer.update`.
       clip_norm: largest global norm of the gradient; 0: no limit.
       ema: decay of `state.ema`, reached from below: at most (1 + t) / (10 + t) after t updates.
+      microbatches: parts that a replica's share is computed in; must divide it.
       replicas: how many run this together.
 
     Returns:
@@ -113,21 +115,25 @@ def make_replica_step(
         image = input_pipeline.normalize(batch['image'], dtype)
         image = input_pipeline.color_jitter(image, tf.cast(batch['color'], dtype))
         target = tf.gather(class_of_id, tf.cast(batch['label'], tf.int32))
+        target = central_crop(target, *network.compute_output_shape(image.shape)[1:3])
         scale = tf.cast(state.scale, dtype) if scaled else tf.ones([], dtype)
         statistics_before = [tf.identity(variable) for variable in statistics]
 
-        with tf.GradientTape() as tape:
-            logits = network(image, training=True)
-            target = central_crop(target, logits)
-            total = all_reduce(tf.stack([denominator(target, dtype) for _, _, denominator in losses]))
-            shares = [
-                weight * numerator(logits, target) / tf.where(total[i] > 0, total[i], 1)
-                for i, (weight, numerator, _) in enumerate(losses)
-            ]
-            local_loss = tf.add_n(shares)
-            scaled_loss = local_loss * scale
-        gradients = tape.gradient(scaled_loss, variables)
-        *gradients, mean_loss = all_reduce([*gradients, tf.identity(local_loss)])
+        total = all_reduce(tf.stack([denominator(target, dtype) for _, _, denominator in losses]))
+        total = tf.where(total > 0, total, tf.ones_like(total))
+        gradients, local_loss = [tf.zeros_like(variable) for variable in variables], tf.zeros([], dtype)
+        for part, part_target in zip(tf.split(image, microbatches), tf.split(target, microbatches), strict=True):
+            with tf.control_dependencies(gradients):  # the parts before are done with, and their memory is free
+                part = tf.identity(part)
+            with tf.GradientTape() as tape:
+                logits = network(part, training=True)
+                terms = [weight * numerator(logits, part_target) for weight, numerator, _ in losses]
+                part_loss = tf.reduce_sum(tf.stack(terms) / total)
+                scaled_loss = part_loss * scale
+            parts = tape.gradient(scaled_loss, variables)
+            gradients = [whole + part for whole, part in zip(gradients, parts, strict=True)]
+            local_loss += part_loss
+        *gradients, mean_loss = all_reduce([*gradients, local_loss])
 
         gradients = [gradient / scale for gradient in gradients]
         finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(tensor)) for tensor in [*gradients, mean_loss]])
@@ -169,9 +175,8 @@ def make_replica_step(
     return replica_step
 
 
-def central_crop(target: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-    """Cuts [b, h, w] down to the height and width of the logits, which an unpadded network makes smaller."""
-    height, width = logits.shape[1:3]
+def central_crop(target: tf.Tensor, height: int, width: int) -> tf.Tensor:
+    """Cuts [b, h, w] down to the size of the network's output, which an unpadded network makes smaller."""
     top, left = (target.shape[1] - height) // 2, (target.shape[2] - width) // 2
     return target[:, top : top + height, left : left + width]
 

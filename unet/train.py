@@ -88,6 +88,12 @@ def train_and_evaluate(
             f'config.global_batch={config.global_batch} does not divide over {replicas} devices: the next that does is '
             f'{-(-config.global_batch // replicas) * replicas}',
         )
+    if config.global_batch // replicas % config.runtime.microbatches:
+        raise entry.Failure(
+            entry.BAD_CONFIG,
+            f'config.runtime.microbatches={config.runtime.microbatches} does not divide the '
+            f'{config.global_batch // replicas} images per device',
+        )
 
     with workdir.lease(run), StopRequest() as stop:
         workdir.record_config(run, config, accept_change=accept_config_change)
@@ -267,6 +273,7 @@ def _replica_step(
         weight_decay=config.optimizer.weight_decay,
         clip_norm=config.optimizer.clip_norm,
         ema=config.optimizer.ema,
+        microbatches=config.runtime.microbatches,
         replicas=replicas,
     )
 
