@@ -37,6 +37,9 @@ setup(
             'pytest>=8',
             'pytest-xdist>=3.6',  # two test files at a time
             'cityscapesscripts>=2.2',  # the official evaluator, to compare with
+            'apache-beam>=2.60',  # the other engine of data_prep
+            'pandas>=2',  # tfds.as_dataframe
+            'jinja2>=3',  # likewise
         ],
         'dev': ['ruff>=0.14', 'pre-commit>=4'],
     },

@@ -105,6 +105,14 @@ def id_of_train_id(table: Table) -> np.ndarray:
     return np.array([label.id for label in classes(table)], np.uint8)
 
 
+def void_ids(table: Table) -> list[int]:
+    """The ids that stand for no class. The first is the one for pixels that nothing is known of: `unlabeled` or the
+    smallest that is ignored, or 255 if the table scores all its ids."""
+    ignored = sorted(label.id for label in table if label.ignored)
+    unlabeled = [label.id for label in table if label.ignored and label.name == 'unlabeled']
+    return list(dict.fromkeys([*unlabeled, *ignored])) or [IGNORED]
+
+
 def colors(table: Table) -> np.ndarray:
     """uint8 [256, 3]: the colour of each label id; black for ids not in the table."""
     palette = np.zeros((256, 3), np.uint8)

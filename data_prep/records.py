@@ -22,6 +22,7 @@ import json
 import os
 import struct
 from collections.abc import Iterator
+from typing import IO
 
 import google_crc32c
 import numpy as np
@@ -82,12 +83,18 @@ def frame(data: bytes) -> bytes:
     return b''.join((length, _FOOTER.pack(masked_crc(length)), data, _FOOTER.pack(masked_crc(data))))
 
 
+def record_bytes(length: int) -> int:
+    """Bytes in the shard of a record with `length` bytes of data."""
+    return _HEADER.size + length + _FOOTER.size
+
+
 def serialize(features: dict[str, bytes]) -> bytes:
     """A tf.train.Example with one bytes value per feature, keys sorted: the same features give the same bytes."""
-    entries = (
-        _field(1, _field(1, key.encode()) + _field(2, _field(1, _field(1, features[key])))) for key in sorted(features)
-    )
-    return _field(1, b''.join(entries))
+    entries = []
+    for key in sorted(features):
+        feature = _field(1, *_field(1, features[key]))
+        entries += _field(1, *_field(1, key.encode()), *_field(2, *feature))
+    return b''.join(_field(1, *entries))
 
 
 def parse(example: bytes) -> dict[str, bytes]:
@@ -116,8 +123,9 @@ def _varint(value: int) -> bytes:
     return bytes(out)
 
 
-def _field(number: int, payload: bytes) -> bytes:
-    return b''.join((_varint(number << 3 | 2), _varint(len(payload)), payload))  # wire type 2: length-delimited
+def _field(number: int, *payload: bytes) -> tuple[bytes, ...]:
+    """A length-delimited field (wire type 2), in parts that are yet to be joined: images are copied only once."""
+    return (_varint(number << 3 | 2) + _varint(sum(map(len, payload))), *payload)
 
 
 def _read_varint(view: memoryview, at: int) -> tuple[int, int]:
@@ -195,10 +203,15 @@ def write_atomically(path: epath.PathLike, content: str | bytes) -> None:
     temporary = path.parent / f'.{path.name}.{os.getpid()}.tmp'
     with temporary.open('wb') as file:
         file.write(content)
-        if '://' not in str(path):
-            file.flush()
-            os.fsync(file.fileno())
+        sync(file, path)
     temporary.replace(path)
+
+
+def sync(file: IO[bytes], path: epath.PathLike) -> None:
+    """Brings what was written to a local file onto the disk; remote files are brought there by being closed."""
+    if '://' not in str(path):
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def index_file(split: str) -> str:

@@ -7,8 +7,9 @@ os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 import pytest
 
 
-@pytest.fixture(scope='session')
+@pytest.fixture(scope='session', autouse=True)
 def devices() -> list[str]:
+    """Set up before any test of this process, since TensorFlow's devices are fixed by its first operation."""
     import tensorflow as tf
 
     cpu = tf.config.list_physical_devices('CPU')[0]

@@ -41,7 +41,7 @@ def scenes():
 
 
 def test_layout_pairs_up(dataset):
-    pairs = sources.find_pairs(dataset)
+    pairs = sources.scan(dataset).pairs
     assert [sum(pair.split == split for pair in pairs) for split in ('train', 'validation')] == [7, 4]
     cities = {split: {path.name for path in (dataset / 'leftImg8bit' / split).iterdir()} for split in ('train', 'val')}
     assert len(cities['train']) > 1 and not cities['train'] & cities['val']

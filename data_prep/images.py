@@ -1,0 +1,243 @@
+"""Checks image and label files and, where asked to, encodes them anew.
+
+Files are judged by their bytes, never by their names alone. What is right is kept byte for byte; an image that can be
+read without doubt (palette, grey, opaque alpha) becomes RGB; everything else is a ValueError whose text says what is
+wrong, the likely cause and the remedy.
+
+Sources: PNG, https://www.w3.org/TR/png-3 (chunks and their checksums, section 5.3; image header, 11.2.1).
+"""
+
+import dataclasses
+import io
+import struct
+import zlib
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+HEADER_BYTES = 64  # of a file, enough for `check_header`
+
+_PNG, _JPEG = b'\x89PNG\r\n\x1a\n', b'\xff\xd8\xff'
+_LFS = b'version https://git-lfs'
+_COLOR_TYPES = {0: 'grey', 2: 'RGB', 3: 'palette', 4: 'grey with alpha', 6: 'RGB with alpha'}
+_DECODE_ERRORS = (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError, zlib.error)
+_COPY = 'Copy or download it again.'
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoding:
+    """How images and labels are stored.
+
+    Attributes:
+      image_format: 'source' (as the file is), 'png' or 'jpeg'.
+      jpeg_quality: 1..100, of images that are encoded as JPEG; colour is kept at full resolution (4:4:4).
+      size: height and width to store at; None keeps each image's own.
+    """
+
+    image_format: str = 'source'
+    jpeg_quality: int = 95
+    size: tuple[int, int] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodedImage:
+    """An image as it is stored.
+
+    Attributes:
+      encoded: PNG or JPEG file, 8-bit RGB.
+      height, width: of the stored image, pixels.
+      source_size: height and width of the source image, pixels.
+      converted_from: what the source was, if it had to be made RGB; else None.
+    """
+
+    encoded: bytes
+    height: int
+    width: int
+    source_size: tuple[int, int]
+    converted_from: str | None
+
+
+def identify(head: bytes, name: str) -> str:
+    """'png' or 'jpeg', by the first bytes of the file called `name`.
+
+    Raises:
+      ValueError: if it is neither, or not what its name says.
+    """
+    if not head:
+        raise ValueError(f'is empty (0 bytes), probably an interrupted copy. {_COPY}')
+    if head.startswith(_LFS):
+        raise ValueError('is a git-LFS pointer, not the file itself. Run git lfs pull in the dataset.')
+    if not any(head):
+        raise ValueError(f'begins with zero bytes only, probably a disk or copy that was cut off. {_COPY}')
+    kind = 'png' if head.startswith(_PNG) else 'jpeg' if head.startswith(_JPEG) else None
+    if kind is None:
+        start = head[:8].decode('ascii', 'backslashreplace')
+        raise ValueError(f'is neither PNG nor JPEG (it begins with {start!r}). {_COPY}')
+    named = 'png' if name.lower().endswith('.png') else 'jpeg'
+    if kind != named:
+        raise ValueError(
+            f'holds {kind.upper()} bytes under a {named.upper()} name. Rename it, or export it as {named}.'
+        )
+    return kind
+
+
+def check_header(head: bytes, name: str, is_label: bool) -> tuple[int, int] | None:
+    """Height and width of a PNG file by its first bytes; None for a JPEG.
+
+    Raises:
+      ValueError: if these bytes show already that the file cannot be used.
+    """
+    if identify(head, name) == 'jpeg':
+        if is_label:
+            raise ValueError('is a JPEG: its losses change label ids. Export label ids as PNG.')
+        return None
+    if len(head) < 33 or head[12:16] != b'IHDR':
+        raise ValueError(f'truncated within its header. {_COPY}')
+    width, height, depth, color_type = struct.unpack('>IIBB', head[16:26])
+    kind = f'{depth}-bit {_COLOR_TYPES.get(color_type, f"colour type {color_type}")}'
+    if is_label and (depth, color_type) != (8, 0):
+        cause = 'Expected 8-bit grey, one label id per pixel.'
+        if depth == 16:
+            cause += ' It looks like an instanceIds file: use labelIds.'
+        elif color_type in (2, 6):
+            cause += ' It looks like a colour rendering: use labelIds.'
+        elif color_type == 3:
+            cause += ' If its palette indices are label ids, save them as grey values.'
+        raise ValueError(f'is a {kind} PNG. {cause}')
+    if not is_label and depth == 16 and color_type != 2:
+        raise ValueError(f'is a {kind} PNG, such as disparity or depth files are. Expected 8-bit RGB.')
+    return height, width
+
+
+def check_png(encoded: bytes) -> None:
+    """Raises ValueError unless all chunks of a PNG are there, up to its end, with the right checksums."""
+    view, at = memoryview(encoded), len(_PNG)
+    while at + 12 <= len(encoded):
+        length, kind = struct.unpack_from('>I4s', encoded, at)
+        end = at + 8 + length
+        if end + 4 > len(encoded):
+            break
+        if zlib.crc32(view[at + 4 : end]) != struct.unpack_from('>I', encoded, end)[0]:
+            raise ValueError(f'damaged: the checksum of its {kind!r} chunk at byte {at:,} differs. {_COPY}')
+        if kind == b'IEND':
+            return
+        at = end + 4
+    raise ValueError(f'truncated after {len(encoded):,} bytes, probably an interrupted copy. {_COPY}')
+
+
+def decode(encoded: bytes) -> Image.Image:
+    """Raises ValueError if the file cannot be decoded to its end."""
+    try:
+        image = Image.open(io.BytesIO(encoded), formats=('PNG', 'JPEG'))
+        image.load()
+    except _DECODE_ERRORS as error:
+        raise ValueError(f'cannot be decoded ({error}). {_COPY}') from error
+    return image
+
+
+def encode_image(encoded: bytes, name: str, encoding: Encoding) -> EncodedImage:
+    """Checks an image file and brings it into the form in which it is stored.
+
+    A PNG that is stored as it is is checked by its checksums without being decoded; everything else is decoded.
+
+    Raises:
+      ValueError: if the file is damaged, or not an image that can be made RGB without doubt.
+    """
+    size = check_header(encoded[:HEADER_BYTES], name, is_label=False)
+    if size is not None:
+        check_png(encoded)
+        if encoded[24:26] == b'\x08\x02' and encoding.image_format != 'jpeg' and encoding.size in (None, size):
+            return EncodedImage(encoded, *size, size, None)
+    image = decode(encoded)
+    kind, size = image.format, (image.height, image.width)
+    rgb, converted_from = _as_rgb(image)
+    if encoding.size not in (None, size):
+        rgb = rgb.resize(encoding.size[::-1], Image.Resampling.BOX)
+    wanted = kind if encoding.image_format == 'source' else encoding.image_format.upper()
+    if rgb is not image or wanted != kind:
+        lossless = wanted == 'PNG'
+        options = {} if lossless else {'quality': encoding.jpeg_quality, 'subsampling': 0}
+        encoded = _encode(rgb, wanted, **options)
+    return EncodedImage(encoded, rgb.height, rgb.width, size, converted_from)
+
+
+def _as_rgb(image: Image.Image) -> tuple[Image.Image, str | None]:
+    """The image itself if it is RGB, else converted, and then what it was."""
+    if image.mode == 'RGB':
+        return image, '16-bit RGB' if image.format == 'PNG' and image.info.get('bits') == 16 else None
+    if image.mode in ('RGBA', 'LA', 'PA') or 'transparency' in image.info:
+        alpha = image.convert('RGBA').getchannel('A')
+        if alpha.getextrema()[0] < 255:
+            raise ValueError('has transparent pixels; what colour they should have is not known. Save it as 8-bit RGB.')
+        return image.convert('RGBA').convert('RGB'), 'alpha'
+    if image.mode in ('1', 'L'):
+        return image.convert('RGB'), 'grey'
+    if image.mode == 'P':
+        return image.convert('RGB'), 'palette'
+    raise ValueError(f'is of colour mode {image.mode}, which is not read without doubt. Save it as 8-bit RGB.')
+
+
+def check_label_counts(counts: np.ndarray, known: set[int]) -> None:
+    """Raises ValueError if pixels hold ids outside the label table; `counts` is int64 [256]."""
+    unknown = sorted(set(np.flatnonzero(counts).tolist()) - known)
+    if unknown == [255] and not counts[19:255].any():
+        raise ValueError('holds 255 and values up to 18: these are train ids. Use the labelIds files.')
+    if unknown:
+        shown = ', '.join(map(str, unknown[:8])) + (', ...' if len(unknown) > 8 else '')
+        raise ValueError(f'holds ids that are not in the label table: {shown}. Pass --labels, or mend the file.')
+
+
+def encode_label(
+    encoded: bytes | Image.Image, name: str, image_size: tuple[int, int], known: set[int], size: tuple[int, int] | None
+) -> tuple[bytes, np.ndarray]:
+    """Checks a label file, or a drawn label image, and brings it to the size in which it is stored.
+
+    Args:
+      encoded: a one-channel PNG of label ids, or such an image.
+      name: of the file.
+      image_size: height and width of the source image, which the label image must have too.
+      known: the ids of the label table.
+      size: height and width to store at (by nearest neighbour); None keeps the label's own.
+
+    Returns:
+      The PNG to store, and int64 [256] its pixels per label id.
+
+    Raises:
+      ValueError: if the file is damaged, not a label image, of another size than the image, or holds unknown ids.
+    """
+    drawn = isinstance(encoded, Image.Image)
+    if drawn:
+        label = encoded
+    else:
+        check_header(encoded[:HEADER_BYTES], name, is_label=True)
+        check_png(encoded)
+        label = decode(encoded)
+    if (label.height, label.width) != image_size:
+        raise ValueError(size_mismatch(image_size, (label.height, label.width)))
+    counts = np.array(label.histogram(), np.int64)
+    check_label_counts(counts, known)
+    if size in (None, image_size):
+        return _encode(label, 'PNG') if drawn else encoded, counts
+    label = label.resize(size[::-1], Image.Resampling.NEAREST)
+    return _encode(label, 'PNG'), np.array(label.histogram(), np.int64)
+
+
+def size_mismatch(image_size: tuple[int, int], label_size: tuple[int, int]) -> str:
+    (height, width), (label_height, label_width) = image_size, label_size
+    return (
+        f'is {label_width}x{label_height}, its image {width}x{height}. Was only one of them resized, or is it another '
+        'picture? Restore the original.'
+    )
+
+
+def encode_void(size: tuple[int, int], label_id: int) -> tuple[bytes, np.ndarray]:
+    """A label PNG that holds one id everywhere, for images without labels, and its pixels per label id."""
+    counts = np.zeros(256, np.int64)
+    counts[label_id] = size[0] * size[1]
+    return _encode(Image.new('L', size[::-1], label_id), 'PNG'), counts
+
+
+def _encode(image: Image.Image, image_format: str, **options) -> bytes:
+    content = io.BytesIO()
+    image.save(content, image_format, **options)
+    return content.getvalue()

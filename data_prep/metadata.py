@@ -1,0 +1,107 @@
+"""What makes a folder of shards a dataset: label table, index, TFDS's metadata and, last, the manifest."""
+
+import hashlib
+import json
+import os
+
+from etils import epath
+
+from data_prep import labels, records
+from data_prep.shards import NAME
+from launch import entry
+
+VERSION = 1  # of the manifest
+_FEATURES_FILE = 'features.json'  # TFDS's own
+
+
+def write(
+    data_dir: epath.Path,
+    table: labels.Table,
+    splits: dict[str, list[dict]],
+    flags: dict,
+    source: dict,
+    skipped: list[str],
+) -> dict:
+    """Writes all of it and returns the manifest.
+
+    Args:
+      data_dir: the folder that holds the shards.
+      table: the label table.
+      splits: split -> notes of its shards in order, see `shards.write_shard`.
+      flags: the flags that shaped the records.
+      source: `images` and `sha256` of what the records were made of.
+      skipped: a line per pair that was left out.
+    """
+    records.write_atomically(data_dir / labels.FILE, labels.to_json(table))
+    for name, notes in splits.items():
+        records.write_atomically(data_dir / records.index_file(name), records.format_index(name, notes))
+    _write_tfds_metadata(data_dir, splits)
+    files = [labels.FILE, records.DATASET_INFO, _FEATURES_FILE, *map(records.index_file, splits)]
+    manifest = {
+        'version': VERSION,
+        'name': NAME,
+        'flags': flags,
+        'source': source,
+        'splits': {name: _describe(notes, table) for name, notes in splits.items()},
+        'skipped': skipped,
+        'files': {file: hashlib.sha256((data_dir / file).read_bytes()).hexdigest() for file in files},
+    }
+    records.write_atomically(data_dir / records.MANIFEST, format_manifest(manifest))
+    return manifest
+
+
+def format_manifest(manifest: dict) -> str:
+    """The manifest's file. Its last field is the digest of what it says without that field.
+
+    The format is canonical: a file that reads the same but is written differently was changed.
+    """
+    content = {key: value for key, value in manifest.items() if key != 'digest'}
+    digest = hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()
+    return json.dumps(content | {'digest': digest}, ensure_ascii=False, indent=1) + '\n'
+
+
+def _describe(notes: list[dict], table: labels.Table) -> dict:
+    pixels = {str(label.id): 0 for label in table}
+    for note in notes:
+        for id_, count in note['class_pixels'].items():
+            pixels[id_] = pixels.get(id_, 0) + count
+    return {
+        'examples': sum(len(note['records']) for note in notes),
+        'labelled': sum(record[4] for note in notes for record in note['records']),
+        'class_pixels': pixels,
+        'shards': [
+            {'file': note['file'], 'examples': len(note['records']), 'bytes': note['bytes'], 'sha256': note['sha256']}
+            for note in notes
+        ],
+    }
+
+
+def _write_tfds_metadata(data_dir: epath.Path, splits: dict[str, list[dict]]) -> None:
+    with entry.quiet_import():
+        import tensorflow_datasets as tfds
+
+    sizes = {tuple(record[2:4]) for notes in splits.values() for note in notes for record in note['records']}
+    height, width = sizes.pop() if len(sizes) == 1 else (None, None)
+    tfds.folder_dataset.write_metadata(
+        data_dir=os.fspath(data_dir),
+        version='1.0.0',  # else taken from the folder's name
+        features=tfds.features.FeaturesDict(
+            {
+                'image_id': tfds.features.Text(),
+                'image_left': tfds.features.Image(shape=(height, width, 3)),
+                'segmentation_label': tfds.features.Image(shape=(height, width, 1), use_colormap=True),
+            }
+        ),
+        split_infos=[
+            tfds.core.SplitInfo(
+                name=name,
+                shard_lengths=[len(note['records']) for note in notes],
+                num_bytes=sum(note['bytes'] for note in notes),
+                filename_template=tfds.core.ShardedFileTemplate(
+                    dataset_name=NAME, data_dir=os.fspath(data_dir), filetype_suffix='tfrecord', split=name
+                ),
+            )
+            for name, notes in splits.items()
+        ],
+        check_data=False,
+    )

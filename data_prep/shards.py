@@ -1,0 +1,201 @@
+"""The unit of work of a build: one shard, from the files of its pairs to a finished TFRecord file.
+
+What a shard holds depends on the input and the flags alone, so it may be written by any process on any machine.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+from etils import epath
+
+from data_prep import images, labels, polygons, records, sources
+
+NAME = 'cityscapes'  # of the dataset in TFDS
+
+_SHARD_BYTES = 128 << 20  # of source files
+_LEAST_SHARDS = 8  # so that small datasets are converted and read in parallel too
+
+stop = threading.Event()  # set in a worker process when the build is to end
+
+
+class Stopped(Exception):
+    """The build was asked to end; the shard was not written."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What a worker needs to know besides its shard."""
+
+    source: str
+    data_dir: str
+    table: labels.Table
+    encoding: images.Encoding
+    skip_bad: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """A file and what it is to hold, in order."""
+
+    file: str
+    pairs: tuple[sources.Pair, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """A pair as it is stored.
+
+    Attributes:
+      image, label: encoded files.
+      height, width: of both, pixels.
+      labelled: False if the label is void everywhere because there is none.
+      counts: int64 [256], pixels per label id.
+      converted_from: what the image was, if it had to be made RGB; else None.
+    """
+
+    image: bytes
+    label: bytes
+    height: int
+    width: int
+    labelled: bool
+    counts: np.ndarray
+    converted_from: str | None
+
+
+def plan(pairs: list[sources.Pair], seed: int) -> dict[str, list[Shard]]:
+    """Split -> its shards: a seeded shuffle across cities, cut into shards of about equal count.
+
+    It depends on names and sizes of the files alone, so the same input gives the same shards.
+    """
+    shards = {}
+    for split in sources.SPLITS.values():
+        chosen = sorted((pair for pair in pairs if pair.split == split), key=lambda pair: pair.image_id)
+        if not chosen:
+            continue
+        order = np.random.default_rng(seed).permutation(len(chosen))
+        count = max(-(-sum(pair.size for pair in chosen) // _SHARD_BYTES), min(_LEAST_SHARDS, len(chosen)))
+        shards[split] = [
+            Shard(f'{NAME}-{split}.tfrecord-{number:05d}-of-{count:05d}', tuple(chosen[place] for place in part))
+            for number, part in enumerate(np.array_split(order, count))
+        ]
+    return shards
+
+
+def note_path(data_dir: epath.PathLike, file: str) -> epath.Path:
+    """Where a worker leaves what is known of a shard: see `write_shard`."""
+    return epath.Path(data_dir) / records.BUILDING / f'{file}.json'
+
+
+def encode_pair(pair: sources.Pair, settings: Settings) -> Example:
+    """Reads, checks and encodes one pair.
+
+    Raises:
+      ValueError: with a line that names the file, what is wrong, the likely cause and the remedy.
+    """
+    image_file = _read(settings.source, pair.image)
+    with _naming(pair.image):
+        image = images.encode_image(image_file, pair.image, settings.encoding)
+    void = labels.void_ids(settings.table)
+    if pair.label is None:
+        label, counts = images.encode_void((image.height, image.width), void[0])
+        return Example(image.encoded, label, image.height, image.width, False, counts, image.converted_from)
+    label_file = _read(settings.source, pair.label)
+    with _naming(pair.label):
+        if pair.label.endswith('.json'):
+            label_file = polygons.draw(label_file, settings.table, void[0])
+        known = {label.id for label in settings.table}
+        label, counts = images.encode_label(
+            label_file, pair.label, image.source_size, known | {void[0]}, settings.encoding.size
+        )
+    # Cityscapes ships label files for its test images that hold nothing but void.
+    labelled = pair.split != 'test' or int(counts[void].sum()) < int(counts.sum())
+    return Example(image.encoded, label, image.height, image.width, labelled, counts, image.converted_from)
+
+
+def write_shard(shard: Shard, settings: Settings) -> int:
+    """Writes a shard under a hidden name, leaves a note of what is in it, and renames it.
+
+    The note is a JSON file with `file`, `bytes`, `sha256`, `records` (rows of the index), `class_pixels`, `sources`
+    (the pairs' listing), `problems` (a line per unusable pair; if there are any and they are not to be skipped, the
+    shard itself is not written), `void` (label files without any class) and `converted` ([what it was, file]).
+
+    Returns:
+      The number of its pairs.
+
+    Raises:
+      OSError: if it cannot be written; the hidden file is gone then.
+      Stopped: if `stop` was set meanwhile.
+    """
+    final = epath.Path(settings.data_dir) / shard.file
+    part = final.parent / f'.{shard.file}.{os.getpid()}.part'
+    void = labels.void_ids(settings.table)
+    digest, at, pixels = hashlib.sha256(), 0, np.zeros(256, np.int64)
+    note = {'file': shard.file, 'records': [], 'problems': [], 'void': [], 'converted': []}
+    try:
+        with part.open('wb') as file:
+            for pair in shard.pairs:
+                if stop.is_set():
+                    raise Stopped
+                try:
+                    example = encode_pair(pair, settings)
+                except ValueError as error:
+                    note['problems'].append(str(error))
+                    continue
+                data = records.serialize(
+                    {
+                        'image_id': pair.image_id.encode(),
+                        'image_left': example.image,
+                        'segmentation_label': example.label,
+                    }
+                )
+                note['records'].append(
+                    [at, len(data), example.height, example.width, int(example.labelled), pair.image_id]
+                )
+                if pair.split != 'test' and example.counts[void].sum() == example.counts.sum():
+                    note['void'].append(pair.label)
+                if example.converted_from:
+                    note['converted'].append([example.converted_from, pair.image])
+                pixels += example.counts
+                record = records.frame(data)
+                at += len(record)
+                digest.update(record)
+                file.write(record)
+            records.sync(file, part)
+        note |= {
+            'bytes': at,
+            'sha256': digest.hexdigest(),
+            'class_pixels': {str(id_): int(count) for id_, count in enumerate(pixels) if count},
+            'sources': [pair.listing for pair in shard.pairs],
+        }
+        records.write_atomically(note_path(settings.data_dir, shard.file), json.dumps(note))
+        if not note['problems'] or settings.skip_bad:
+            part.replace(final)
+    except OSError as error:
+        if error.errno and not error.filename:  # writing to an open file does not say which
+            raise OSError(error.errno, os.strerror(error.errno), os.fspath(final)) from error
+        raise
+    finally:
+        part.unlink(missing_ok=True)
+    return len(shard.pairs)
+
+
+def _read(root: str, location: str) -> bytes:
+    try:
+        return sources.read_file(root, location)
+    except sources.READ_ERRORS as error:
+        raise ValueError(sources.unreadable(location, error)) from error
+
+
+@contextlib.contextmanager
+def _naming(location: str) -> Iterator[None]:
+    """Puts the file before the message of a ValueError."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f'{location}: {error}') from error

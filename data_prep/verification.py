@@ -1,0 +1,237 @@
+"""Checks of a finished record folder: its files, its records, its sums, and their equality with the source."""
+
+import dataclasses
+import hashlib
+import os
+
+import numpy as np
+from etils import epath
+
+from data_prep import engines, images, labels, metadata, records, shards, sources
+from launch import entry
+
+_BLOCK = 1 << 20  # bytes read at a time where a file is only digested
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One shard and what it should hold.
+
+    Attributes:
+      file: its name.
+      size, sha256: of the file, by the manifest; None if there is none.
+      rows: of the index: [offset, length, height, width, labelled, image id].
+      pairs: image id -> the pair it was made of; None if it is not to be compared.
+    """
+
+    file: str
+    size: int | None
+    sha256: str | None
+    rows: tuple[tuple, ...]
+    pairs: dict[str, sources.Pair] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """What was seen in a shard: problems, one line each, and int64 [256] pixels per label id."""
+
+    file: str
+    problems: list[str]
+    counts: np.ndarray
+
+
+def check(data_dir: epath.PathLike, source: str | None, workers: int) -> dict | None:
+    """Returns the folder's manifest, if it has one, once everything has been found to be right.
+
+    Raises:
+      Failure: BAD_DATA with all problems.
+    """
+    data_dir = records.check_complete(data_dir)
+    manifest = read_intact_manifest(data_dir)
+    sources.report(data_dir, check_files(data_dir, manifest) if manifest else [], 'nothing more was read.')
+    pairs, problems = (None, []) if source is None else find_pairs(data_dir, manifest, source)
+    settings = _settings(data_dir, manifest, source)
+    problems += verify(data_dir, manifest, settings, pairs, workers)
+    sources.report(data_dir, problems, 'the records are not to be trusted.')
+    return manifest
+
+
+def read_intact_manifest(data_dir: epath.Path) -> dict | None:
+    """The folder's manifest; None if it has none.
+
+    Raises:
+      Failure: BAD_DATA if it is not as it was written.
+    """
+    manifest = records.read_manifest(data_dir)
+    if manifest is None:
+        return None
+    path = data_dir / records.MANIFEST
+    if not isinstance(manifest, dict) or path.read_bytes() != metadata.format_manifest(manifest).encode():
+        raise entry.Failure(
+            entry.BAD_DATA, f'{path}: was changed since it was written. Copy the folder again, or build it again.'
+        )
+    if manifest['version'] != metadata.VERSION:
+        raise entry.Failure(
+            entry.BAD_DATA, f'{path}: is of version {manifest["version"]}, this program knows {metadata.VERSION}.'
+        )
+    return manifest
+
+
+def check_files(data_dir: epath.Path, manifest: dict) -> list[str]:
+    """Problems of the files around the shards, and shards that are missing or too many."""
+    problems = []
+    for name, digest in manifest['files'].items():
+        path = data_dir / name
+        if not path.exists():
+            problems.append(f'{name}: missing. Copy the folder again, or build it again.')
+        elif hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+            problems.append(f'{name}: differs from its digest. Copy the folder again, or build it again.')
+    expected = {shard['file'] for split in manifest['splits'].values() for shard in split['shards']}
+    there = {path.name for path in data_dir.glob(f'{manifest["name"]}-*.tfrecord-*')}
+    problems += [f'{name}: missing. Copy it again.' for name in sorted(expected - there)]
+    problems += [f'{name}: not in the manifest. Remove it.' for name in sorted(there - expected)]
+    return problems
+
+
+def find_pairs(data_dir: epath.Path, manifest: dict | None, source: str) -> tuple[dict[str, sources.Pair], list[str]]:
+    """Image id -> pair of the source, and problems: images that only one side has."""
+    folders = {split: folder for folder, split in sources.SPLITS.items()}
+    splits = [name for name, size in records.split_sizes(data_dir).items() if size]
+    found = sources.scan(
+        source,
+        manifest['flags']['annotations'] if manifest else sources.FINE,
+        tuple(folders[split] for split in splits if split in folders),
+    )
+    skipped = manifest['skipped'] if manifest else []
+    left_out = {line.partition(': ')[0] for line in skipped}
+    pairs = {pair.image_id: pair for pair in found.pairs}
+    stored = {image_id for split in splits for image_id in records.read_split(data_dir, split).image_ids}
+    problems = [] if skipped else list(found.problems)
+    problems += [
+        f'{pair.image}: image id {pair.image_id} is not in the records.'
+        for pair in found.pairs
+        if pair.image_id not in stored and not {pair.image, pair.label} & left_out
+    ]
+    problems += [f'image id {image_id}: stored, but not in {source}.' for image_id in sorted(stored - pairs.keys())]
+    return pairs, problems
+
+
+def verify(
+    data_dir: epath.Path,
+    manifest: dict | None,
+    settings: shards.Settings,
+    pairs: dict[str, sources.Pair] | None,
+    workers: int,
+) -> list[str]:
+    """Problems of the shards, and of the manifest's sums over them."""
+    tasks, split_of = [], {}
+    for name, size in records.split_sizes(data_dir).items():
+        split = records.read_split(data_dir, name) if size else None
+        declared = {shard['file']: shard for shard in manifest['splits'][name]['shards']} if manifest else {}
+        rows = _rows_by_file(split) if split else {}
+        for file in declared or rows:
+            wanted = tuple(rows.get(file, ()))
+            shard = declared.get(file, {})
+            chosen = None if pairs is None else {row[-1]: pairs[row[-1]] for row in wanted if row[-1] in pairs}
+            tasks.append(Task(file, shard.get('bytes'), shard.get('sha256'), wanted, chosen))
+            split_of[file] = name
+    problems, counts = [], {name: np.zeros(256, np.int64) for name in split_of.values()}
+    total = sum(len(task.rows) for task in tasks)
+    with engines.worker_pool(min(workers, max(len(tasks), 1))) as pool, engines.progress(total) as advance:
+        size_of = {task.file: len(task.rows) for task in tasks}
+        for finding in engines.in_pool(pool, verify_shard, tasks, settings):
+            problems += finding.problems
+            counts[split_of[finding.file]] += finding.counts
+            advance(size_of[finding.file])
+    if manifest and not problems:
+        problems += _check_sums(manifest, counts)
+    return sorted(problems)
+
+
+def verify_shard(task: Task, settings: shards.Settings) -> Finding:
+    """Reads a shard twice, as a file and record by record."""
+    path = epath.Path(settings.data_dir) / task.file
+    problems, counts, at = [], np.zeros(256, np.int64), 0
+    for row in task.rows:
+        offset, length, *_, image_id = row
+        if offset != at:
+            problems.append(f'{task.file}: the index leaves out bytes {at:,} to {offset:,}.')
+        at = offset + records.record_bytes(length)
+        try:
+            found = _check_record(records.read_record(os.fspath(path), offset, length), row, task, settings)
+            counts += found
+        except (ValueError, entry.Failure) as error:
+            text = 'its checksum differs' if isinstance(error, entry.Failure) else error
+            problems.append(f'{task.file}: image id {image_id}: {text}')
+    if task.size is not None and task.rows and at != task.size:
+        problems.append(f'{task.file}: the index ends at byte {at:,}, the file at {task.size:,}.')
+    if task.sha256 and _digest(path) != task.sha256:
+        problems.append(f'{task.file}: the file differs from its digest in the manifest.')
+    return Finding(task.file, problems, counts)
+
+
+def _check_record(data: bytes, row: tuple, task: Task, settings: shards.Settings) -> np.ndarray:
+    """int64 [256] pixels per label id; raises ValueError if the record is not what it should be."""
+    _, _, height, width, labelled, image_id = row
+    example = records.parse(data)
+    missing = sorted(set(records.FEATURES) - set(example))
+    if missing:
+        raise ValueError(f'has no {", ".join(missing)}')
+    if example['image_id'] != image_id.encode():
+        raise ValueError(f'the record says it is {example["image_id"].decode(errors="replace")}')
+    image, label = images.decode(example['image_left']), images.decode(example['segmentation_label'])
+    if (image.height, image.width) != (height, width) or image.size != label.size:
+        raise ValueError(
+            f'image {image.width}x{image.height}, label {label.width}x{label.height}, by the index {width}x{height}'
+        )
+    if image.mode != 'RGB' or label.mode != 'L':
+        raise ValueError(f'image of mode {image.mode}, label of mode {label.mode}; expected RGB and L')
+    counts = np.array(label.histogram(), np.int64)
+    void = labels.void_ids(settings.table)
+    images.check_label_counts(counts, {entry_.id for entry_ in settings.table} | {void[0]})
+    if not labelled and counts[void].sum() < counts.sum():
+        raise ValueError('is flagged as having no labels, but its label image holds classes')
+    if task.pairs and image_id in task.pairs:
+        wanted = shards.encode_pair(task.pairs[image_id], settings)
+        if not np.array_equal(np.asarray(images.decode(wanted.label)), np.asarray(label)):
+            raise ValueError(f'its label differs from {task.pairs[image_id].label}')
+        if wanted.image != example['image_left']:
+            raise ValueError(f'its image differs from {task.pairs[image_id].image}')
+    return counts
+
+
+def _rows_by_file(split: records.Split) -> dict[str, list[tuple]]:
+    rows = {os.path.basename(path): [] for path in split.paths}
+    columns = (split.offset, split.length, split.height, split.width, split.labelled)
+    numbers = zip(*(column.tolist() for column in columns), split.image_ids, strict=True)
+    for shard, row in zip(split.shard.tolist(), numbers, strict=True):
+        rows[os.path.basename(split.paths[shard])].append(row)
+    return rows
+
+
+def _check_sums(manifest: dict, counts: dict[str, np.ndarray]) -> list[str]:
+    problems = []
+    for name, split in manifest['splits'].items():
+        found = {id_: int(counts[name][int(id_)]) for id_ in split['class_pixels']}
+        if found != split['class_pixels']:
+            problems.append(f'{records.MANIFEST}: the class histogram of {name} is not that of its labels.')
+    return problems
+
+
+def _digest(path: epath.Path) -> str:
+    digest = hashlib.sha256()
+    with path.open('rb') as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _settings(data_dir: epath.Path, manifest: dict | None, source: str | None) -> shards.Settings:
+    """Those that the folder was built with."""
+    used = manifest['flags'] if manifest else {'image_format': 'source', 'jpeg_quality': None, 'size': None}
+    encoding = images.Encoding(
+        used['image_format'], used['jpeg_quality'] or 95, tuple(used['size']) if used['size'] else None
+    )
+    return shards.Settings(
+        source or '', os.fspath(data_dir), records.read_label_table(data_dir), encoding, skip_bad=False
+    )

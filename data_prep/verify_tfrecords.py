@@ -1,0 +1,55 @@
+"""Reads a record folder again, all of it, and compares it with its manifest and, if given, with its source.
+
+    python -m data_prep.verify_tfrecords --data_dir=data/cityscapes --cityscapes_dir=dataset
+
+Every file against its digest, every record against its checksum, every image and label decoded, every label id counted;
+with --cityscapes_dir also every label and image against the file it was made of. Exits with 65 if anything differs, and
+names the shard and the image id. A folder that TFDS built has no manifest; its records are checked all the same.
+"""
+
+import time
+
+from absl import flags
+from etils import epath
+
+from data_prep import engines, records, sources, verification
+from launch import entry
+
+_DATA_DIR = flags.DEFINE_string('data_dir', 'data/cityscapes', 'Record folder.')
+_CITYSCAPES_DIR = flags.DEFINE_string('cityscapes_dir', None, 'The dataset it was made of, to compare with.')
+_WORKERS = flags.DEFINE_integer('workers', entry.cores(), 'Processes, one per core by default.', lower_bound=1)
+
+
+def main() -> None:
+    engines.terminate_like_interrupt()
+    started = time.monotonic()
+    data_dir, source = epath.Path(_DATA_DIR.value), _CITYSCAPES_DIR.value
+    manifest = verification.check(data_dir, source, _WORKERS.value)
+    _print_summary(data_dir, manifest, source, time.monotonic() - started)
+
+
+def _print_summary(data_dir: epath.Path, manifest: dict | None, source: str | None, seconds: float) -> None:
+    sizes = records.split_sizes(data_dir)
+    print(f'{data_dir}: ' + ', '.join(f'{size:,} {name}' for name, size in sizes.items()))
+    if manifest:
+        print(f'Stored as: {describe(manifest["flags"])}')
+        if manifest['skipped']:
+            print(f'Left out when it was built:\n{sources.shorten(manifest["skipped"])}')
+    else:
+        print('No manifest, as in a folder that TFDS built: records were checked, but not whether any are missing.')
+    against = ' and '.join((['its manifest'] if manifest else []) + ([source] if source else []))
+    count = sum(sizes.values())
+    equal = f' and equal to {against}' if against else ''
+    print(f'All {count:,} records are whole{equal} ({count / seconds:,.0f} images/s).', flush=True)
+
+
+def describe(used: dict) -> str:
+    """In words, the flags that a folder was built with."""
+    image_format = 'images as in the source' if used['image_format'] == 'source' else f'{used["image_format"]} images'
+    quality = f', quality {used["jpeg_quality"]}' if used['jpeg_quality'] else ''
+    size = f'{used["size"][0]}x{used["size"][1]}' if used['size'] else 'original size'
+    return f'{image_format}{quality}, {size}, {used["annotations"]} labels, seed {used["seed"]}'
+
+
+if __name__ == '__main__':
+    entry.run(main)
