@@ -84,10 +84,12 @@ def quiet_import() -> Iterator[None]:
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
-    for argument in argv[1:]:  # ml_collections would say so with a traceback, and only once the config is used
-        flag, _, path = argument.partition('=')
+    for argument, following in zip(argv[1:], [*argv[2:], ''], strict=False):
+        flag, joined, path = argument.partition('=')
+        path = path if joined else following
         if flag in ('--config', '-config') and not os.path.exists(path.partition(':')[0]):
-            _complain(f'{argument}: no such file (seen from {os.getcwd()})')
+            # ml_collections would say so with a traceback, and only once the config is used.
+            _complain(f'--config={path}: no such file (seen from {os.getcwd()})')
             sys.exit(MISSING_INPUT)
     try:
         rest = flags.FLAGS(argv)

@@ -175,7 +175,7 @@ def test_mistakes_get_one_line_and_a_status(tmp_path, data_dir):
         (['--config.num_steps=many'], entry.BAD_USAGE, 'num_steps'),
         (['stray'], entry.BAD_USAGE, 'stray'),
         (['--config=configs/nothing.py'], entry.MISSING_INPUT, 'configs/nothing.py'),
-        (['--data_dir=/nowhere'], entry.MISSING_INPUT, '/nowhere'),
+        (['--config', 'configs/nothing.py'], entry.MISSING_INPUT, 'configs/nothing.py'),
         (['--config.data.crop=(30,32)'], entry.BAD_CONFIG, '[28, 32]'),
         (['--config.precision=half'], entry.BAD_CONFIG, 'float16'),
         (['--config.runtime.virtual_devices=3'], entry.BAD_CONFIG, '6'),
@@ -189,6 +189,9 @@ def test_mistakes_get_one_line_and_a_status(tmp_path, data_dir):
         assert done.returncode == status, (flags, done.returncode, done.stderr)
         assert text in done.stderr.splitlines()[-1], (flags, done.stderr)
         assert 'Traceback' not in done.stderr
+    apart = [sys.executable, '-m', 'unet.main', '--config', 'configs/default.py', '--data_dir', '/nowhere']
+    done = tiny.run(apart)
+    assert done.returncode == entry.MISSING_INPUT and '/nowhere' in done.stderr
 
 
 def test_a_second_run_on_a_workdir_is_kept_out(tmp_path, data_dir):
