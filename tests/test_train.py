@@ -16,9 +16,10 @@ from tests import tiny
 
 @pytest.fixture(scope='module')
 def data_dir(tmp_path_factory):
-    return tiny.write_folder(
-        tmp_path_factory.mktemp('data') / 'records', train=tiny.scenes(10), validation=tiny.scenes(5, (36, 52), seed=1)
-    )
+    """Images of mixed sizes, some of which do not divide by 4."""
+    train = tiny.scenes(6) + tiny.scenes(4, (52, 45), seed=2)
+    validation = tiny.scenes(3, (36, 52), seed=1) + tiny.scenes(2, (33, 47), seed=3)
+    return tiny.write_folder(tmp_path_factory.mktemp('data') / 'records', train=train, validation=validation)
 
 
 @pytest.fixture(scope='module')
