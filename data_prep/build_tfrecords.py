@@ -12,7 +12,6 @@ Spark: --engine=beam --beam_args=--runner=DataflowRunner --beam_args=--project=.
 """
 
 import os
-import re
 
 from absl import flags
 
@@ -60,7 +59,11 @@ def main() -> None:
         source=_CITYSCAPES_DIR.value,
         data_dir=_DATA_DIR.value,
         table=labels.read(_LABELS.value) if _LABELS.value else labels.CITYSCAPES,
-        encoding=images.Encoding(_IMAGE_FORMAT.value, _JPEG_QUALITY.value, parse_size(_SIZE.value)),
+        encoding=images.Encoding(
+            _IMAGE_FORMAT.value,
+            _JPEG_QUALITY.value,
+            images.parse_size(_SIZE.value) if _SIZE.value is not None else None,
+        ),
         skip_bad=_SKIP_BAD.value,
     )
 
@@ -71,16 +74,6 @@ def main() -> None:
             engines.run_local(todo, settings, min(_WORKERS.value, len(todo)))
 
     conversion.build(settings, run, _ANNOTATIONS.value, tuple(_SPLITS.value), _SEED.value)
-
-
-def parse_size(text: str | None) -> tuple[int, int] | None:
-    """'512x1024' -> (512, 1024). Raises Failure BAD_USAGE if it is nothing of the kind."""
-    if text is None:
-        return None
-    match = re.fullmatch(r'(\d+)x(\d+)', text)
-    if not match or not min(size := (int(match[1]), int(match[2]))):
-        raise entry.Failure(entry.BAD_USAGE, f'--size={text}: expected HEIGHTxWIDTH in pixels, e.g. 512x1024')
-    return size
 
 
 if __name__ == '__main__':

@@ -13,7 +13,6 @@ import io
 import multiprocessing
 import os
 import pathlib
-import re
 import signal
 import sys
 
@@ -22,7 +21,7 @@ from absl import flags
 from PIL import Image
 from tqdm import tqdm
 
-from data_prep import street
+from data_prep import images, street
 from launch import entry
 
 _CITYSCAPES_DIR = flags.DEFINE_string(
@@ -82,8 +81,8 @@ def refuse_foreign_images(root: pathlib.Path, tasks: list[tuple[str, int]]) -> N
       Failure: BAD_USAGE, naming one of them.
     """
     ours = {paths(root, *task)[0] for task in tasks}
-    images = (path for path in sorted((root / 'leftImg8bit').rglob('*')) if path.is_file())
-    foreign = [path for path in images if path not in ours and not path.name.startswith('.')]
+    found = (path for path in sorted((root / 'leftImg8bit').rglob('*')) if path.is_file())
+    foreign = [path for path in found if path not in ours and not path.name.startswith('.')]
     if foreign:
         raise entry.Failure(
             entry.BAD_USAGE,
@@ -95,7 +94,11 @@ def refuse_foreign_images(root: pathlib.Path, tasks: list[tuple[str, int]]) -> N
 def main() -> None:
     root = pathlib.Path(_CITYSCAPES_DIR.value)
     counts = {'train': _TRAIN_IMAGES.value, 'val': _VAL_IMAGES.value}
-    height, width = _parse_size(_SIZE.value)
+    height, width = images.parse_size(_SIZE.value)
+    if min(height, width) < _SMALLEST_SIDE:
+        raise entry.Failure(
+            entry.BAD_USAGE, f'--size={_SIZE.value}: each side must be at least {_SMALLEST_SIDE} pixels'
+        )
     tasks = [(split, index) for split, count in counts.items() for index in range(count)]
     if not tasks:
         raise entry.Failure(entry.BAD_USAGE, '--train_images=0 and --val_images=0: nothing to write')
@@ -112,16 +115,6 @@ def main() -> None:
         pool.shutdown(cancel_futures=True)
     print(f'{counts["train"]} train and {counts["val"]} val scenes of {height}x{width} in {root}')
     print(f'Next: python -m data_prep.build_tfrecords --cityscapes_dir={root} --data_dir=data/synthetic')
-
-
-def _parse_size(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r'(\d+)x(\d+)', text)
-    if not match:
-        raise entry.Failure(entry.BAD_USAGE, f'--size={text}: expected HEIGHTxWIDTH, e.g. --size=512x1024')
-    height, width = int(match[1]), int(match[2])
-    if min(height, width) < _SMALLEST_SIDE:
-        raise entry.Failure(entry.BAD_USAGE, f'--size={text}: each side must be at least {_SMALLEST_SIDE} pixels')
-    return height, width
 
 
 def _leave_interrupts_to_parent() -> None:
