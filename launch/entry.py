@@ -13,6 +13,8 @@ This module imports absl alone, so that `--help` answers at once; programs impor
 
 import contextlib
 import errno
+import functools
+import glob
 import os
 import pathlib
 import sys
@@ -50,15 +52,36 @@ class Failure(Exception):
         self.status = status
 
 
-def run(main: Callable[[], None]) -> NoReturn:
-    """Parses the flags, calls `main()` and exits with the status that its outcome stands for."""
+def run(main: Callable[..., int | None], *, forwards: bool = False) -> NoReturn:
+    """Parses the flags, calls `main` and exits with the status that its outcome stands for.
+
+    Args:
+      main: does the work; may return an exit status (None: OK).
+      forwards: for launchers: `main` is given the arguments after `--`, untouched.
+    """
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')  # TensorFlow's notes drown ours; 0 shows them
-    app.run(lambda _: sys.exit(_status_of(main)), flags_parser=_parse_flags)
+    argv, rest = sys.argv, []
+    if forwards and '--' in argv:
+        argv, rest = argv[: argv.index('--')], argv[argv.index('--') + 1 :]
+    call = functools.partial(main, rest) if forwards else main
+    app.run(lambda _: sys.exit(_status_of(call)), argv=argv, flags_parser=_parse_flags)
 
 
 def cores() -> int:
     """CPU cores that this process may use, which in a container or a cluster job may be fewer than there are."""
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
+def visible_gpus(environ: dict[str, str] | None = None, device_files: str = '/dev/nvidia[0-9]*') -> list[str]:
+    """The NVIDIA GPUs that this process should see, as in CUDA_VISIBLE_DEVICES: those that the user, the launcher or
+    else the driver names."""
+    environ = os.environ if environ is None else environ
+    visible = environ.get('CUDA_VISIBLE_DEVICES', environ.get('NVIDIA_VISIBLE_DEVICES'))
+    if visible is not None and visible != 'all':
+        return [] if visible in ('', '-1', 'none', 'void') else visible.split(',')
+    slurm = environ.get('SLURM_GPUS_ON_NODE', '')
+    count = int(slurm) if slurm.isdigit() else len(glob.glob(device_files))
+    return [str(number) for number in range(count)]
 
 
 @contextlib.contextmanager
@@ -95,6 +118,9 @@ def _parse_flags(argv: list[str]) -> list[str]:
         rest = flags.FLAGS(argv)
     except SystemExit:  # only the help flags exit while parsing, and absl lets them exit 1
         sys.exit(OK)
+    except BrokenPipeError:  # --help | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(OK)
     except flags.Error as error:
         _complain(f'{error} (--help lists the flags)')
         sys.exit(BAD_USAGE)
@@ -114,10 +140,10 @@ def _parse_flags(argv: list[str]) -> list[str]:
     return rest
 
 
-def _status_of(main: Callable[[], None]) -> int:
+def _status_of(main: Callable[[], int | None]) -> int:
     logging.set_verbosity(logging.WARNING)
     try:
-        main()
+        return main() or OK
     except Failure as error:
         _complain(str(error))
         return error.status
@@ -134,7 +160,6 @@ def _status_of(main: Callable[[], None]) -> int:
             f'{error.filename or "storage"}: {error.strerror}. Free some space or mend the storage, then run again.'
         )
         return NO_STORAGE
-    return OK
 
 
 def _complain(message: str) -> None:

@@ -1,0 +1,158 @@
+"""Starts N worker processes on this host, wired together as a cluster would.
+
+    python -m launch.local --workers=2 --workdir=runs/two -- --config=configs/synthetic.py --data_dir=data/synthetic
+
+Everything after `--` goes to unet.main unchanged. Each line of output is prefixed by the worker's rank. If
+one worker fails, all end; Ctrl-C and SIGTERM stop all of them and are waited for.
+"""
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+from absl import flags
+
+from launch import entry
+
+_WORKERS = flags.DEFINE_integer('workers', 2, 'Number of worker processes.', lower_bound=1)
+_DEVICES = flags.DEFINE_integer(
+    'devices_per_worker',
+    0,
+    "GPUs of each worker, of those in CUDA_VISIBLE_DEVICES or else all; 0: this host's GPUs in equal shares. Where "
+    'there are none and one worker, parts that the CPU is split into.',
+    lower_bound=0,
+)
+_MODULE = flags.DEFINE_string('module', 'unet.main', 'Program to start.')
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Forwarded to the program.')
+_DATA_DIR = flags.DEFINE_string('data_dir', None, 'Forwarded to the program.')
+
+_LEAVE_ALONE = 20  # seconds in which workers may end by themselves after one has failed
+_KILL_AFTER = 60  # seconds from the request to stop to SIGKILL
+
+
+def overall_status(statuses: list[int]) -> int:
+    """One exit status for several ranks: a permanent failure outweighs those that ask to be run again."""
+    permanent = [status for status in statuses if status not in (entry.OK, entry.STOPPED, entry.PEER_LOST)]
+    return min(permanent) if permanent else max(statuses)
+
+
+def environments(workers: int, devices_per_worker: int, gpus: list[str]) -> list[dict[str, str]]:
+    """What each worker's environment gets.
+
+    Args:
+      workers: how many.
+      devices_per_worker: GPUs of each; 0 for equal shares.
+      gpus: names of this host's GPUs, as in CUDA_VISIBLE_DEVICES.
+
+    Raises:
+      Failure: BAD_CONFIG if there are too few GPUs.
+    """
+    share = devices_per_worker or len(gpus) // workers
+    if gpus and not 0 < share * workers <= len(gpus):
+        raise entry.Failure(
+            entry.BAD_CONFIG,
+            f'{workers} workers with {max(share, 1)} GPU(s) each need {workers * max(share, 1)}; this host has '
+            f'{len(gpus)}. Lower --workers or --devices_per_worker.',
+        )
+    if not gpus and devices_per_worker > 1 and workers > 1:
+        raise entry.Failure(
+            entry.BAD_CONFIG,
+            f'--devices_per_worker={devices_per_worker}: this host has no GPUs, and of several workers on CPUs each is '
+            'one device. Leave it out, or use --workers=1.',
+        )
+    with contextlib.ExitStack() as held:  # all ports are held until all are known, so that they differ
+        sockets = [held.enter_context(socket.socket()) for _ in range(workers)]
+        for listener in sockets:
+            listener.bind(('127.0.0.1', 0))
+        addresses = ','.join(f'127.0.0.1:{listener.getsockname()[1]}' for listener in sockets)
+    result = []
+    for rank in range(workers):
+        result.append({'UNET_WORKERS': addresses, 'UNET_RANK': str(rank)})
+        if gpus:
+            result[-1]['CUDA_VISIBLE_DEVICES'] = ','.join(gpus[rank * share : (rank + 1) * share])
+    return result
+
+
+def main(arguments: list[str]) -> int:
+    command = [sys.executable, '-u', '-m', _MODULE.value]
+    command += [f'--{flag.name}={flag.value}' for flag in (_WORKDIR, _DATA_DIR) if flag.value is not None]
+    command += arguments
+    gpus = entry.visible_gpus()
+    if not gpus and _WORKERS.value == 1 and _DEVICES.value:
+        command.append(f'--config.runtime.virtual_devices={_DEVICES.value}')
+    stop_asked = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop_asked.set())
+    workers, readers = [], []
+    with _no_worker_left_behind(workers):
+        for rank, environ in enumerate(environments(_WORKERS.value, _DEVICES.value, gpus)):
+            workers.append(
+                subprocess.Popen(
+                    command,
+                    env=os.environ | environ,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on once
+                    preexec_fn=_end_with_parent,
+                )
+            )
+            readers.append(threading.Thread(target=_prefix_lines, args=(rank, workers[-1]), daemon=True))
+            readers[-1].start()
+        statuses = _wait(workers, stop_asked)
+        for reader in readers:
+            reader.join()
+        return overall_status(statuses)
+
+
+def _wait(workers: list[subprocess.Popen], stop_asked: threading.Event) -> list[int]:
+    """Exit statuses of all workers, once all have ended; one that fails or a request to stop ends the others."""
+    failed_at = asked_at = None
+    while any(worker.poll() is None for worker in workers):
+        now = time.monotonic()
+        if failed_at is None and any(worker.returncode for worker in workers):
+            failed_at = now
+        if asked_at is None and (stop_asked.is_set() or (failed_at and now - failed_at > _LEAVE_ALONE)):
+            asked_at = now
+            _signal_all(workers, signal.SIGTERM)
+        if asked_at and now - asked_at > _KILL_AFTER:
+            _signal_all(workers, signal.SIGKILL)
+        time.sleep(0.05)
+    return [128 - worker.returncode if worker.returncode < 0 else worker.returncode for worker in workers]
+
+
+def _signal_all(workers: list[subprocess.Popen], number: signal.Signals) -> None:
+    for worker in workers:
+        if worker.poll() is None:
+            worker.send_signal(number)
+
+
+@contextlib.contextmanager
+def _no_worker_left_behind(workers: list[subprocess.Popen]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        _signal_all(workers, signal.SIGKILL)
+
+
+def _end_with_parent() -> None:
+    """In a worker: SIGTERM when the launcher dies, however it dies (Linux)."""
+    pr_set_pdeathsig = 1
+    if sys.platform == 'linux':
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+
+
+def _prefix_lines(rank: int, worker: subprocess.Popen) -> None:
+    for line in worker.stdout:
+        sys.stdout.buffer.write(b'[%d] %s' % (rank, line))
+        sys.stdout.buffer.flush()
+
+
+if __name__ == '__main__':
+    entry.run(main, forwards=True)
