@@ -88,6 +88,11 @@ def get_config() -> ConfigDict:
     # update: less memory, the same gradient. Batch statistics are then taken over a part (on all devices).
     runtime.microbatches = 1
     runtime.steps_per_call = 1  # steps per call into TensorFlow; a request to stop is answered between calls
+    # A request to stop is answered within this time, or the run ends without the step under way. Keep it below what the
+    # cluster allows: 30 s by default in Slurm (KillWait) and Kubernetes.
+    runtime.grace_seconds = 25.0
+    runtime.stall_seconds = 1800.0  # a run that completes no step for so long ends itself; compilation counts
+    runtime.peer_seconds = 120.0  # how long workers wait for each other at the start, and for a sign of life
 
     return config
 
@@ -139,6 +144,9 @@ _AT_LEAST = {
     'runtime.virtual_devices': 0,
     'runtime.steps_per_call': 1,
     'runtime.microbatches': 1,
+    'runtime.grace_seconds': 1,
+    'runtime.stall_seconds': 1,
+    'runtime.peer_seconds': 1,
 }
 _AT_MOST = {
     'data.flip': 1,

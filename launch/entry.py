@@ -112,7 +112,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
         path = path if joined else following
         if flag in ('--config', '-config') and not os.path.exists(path.partition(':')[0]):
             # ml_collections would say so with a traceback, and only once the config is used.
-            _complain(f'--config={path}: no such file (seen from {os.getcwd()})')
+            complain(f'--config={path}: no such file (seen from {os.getcwd()})')
             sys.exit(MISSING_INPUT)
     try:
         rest = flags.FLAGS(argv)
@@ -122,20 +122,20 @@ def _parse_flags(argv: list[str]) -> list[str]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(OK)
     except flags.Error as error:
-        _complain(f'{error} (--help lists the flags)')
+        complain(f'{error} (--help lists the flags)')
         sys.exit(BAD_USAGE)
     except Failure as error:
-        _complain(str(error))
+        complain(str(error))
         sys.exit(error.status)
     except (AttributeError, KeyError, TypeError, ValueError) as error:  # ml_collections: a misspelt field, a wrong type
-        _complain(f'--config: {str(error.args[0] if error.args else error).strip()}')
+        complain(f'--config: {str(error.args[0] if error.args else error).strip()}')
         sys.exit(BAD_USAGE)
     except Exception:  # the config file is a program of the user's: show where it fails
         traceback.print_exc()
-        _complain('--config: the file above could not be loaded')
+        complain('--config: the file above could not be loaded')
         sys.exit(BAD_CONFIG)
     if rest[1:]:
-        _complain(f'unexpected argument {rest[1]!r}: flags are written --name=value (--help lists them)')
+        complain(f'unexpected argument {rest[1]!r}: flags are written --name=value (--help lists them)')
         sys.exit(BAD_USAGE)
     return rest
 
@@ -145,10 +145,10 @@ def _status_of(main: Callable[[], int | None]) -> int:
     try:
         return main() or OK
     except Failure as error:
-        _complain(str(error))
+        complain(str(error))
         return error.status
     except KeyboardInterrupt:
-        _complain('stopped; run the same command again')
+        complain('stopped; run the same command again')
         return STOPPED
     except BrokenPipeError:  # the reader of our output (head, less) has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -156,13 +156,14 @@ def _status_of(main: Callable[[], int | None]) -> int:
     except OSError as error:
         if error.errno not in _STORAGE_ERRORS:
             raise
-        _complain(
+        complain(
             f'{error.filename or "storage"}: {error.strerror}. Free some space or mend the storage, then run again.'
         )
         return NO_STORAGE
 
 
-def _complain(message: str) -> None:
+def complain(message: str) -> None:
+    """Prints a line to stderr, after the program's name."""
     path = pathlib.Path(sys.argv[0])
     sys.stdout.flush()
     print(f'{path.parent.name}.{path.stem}: {message}', file=sys.stderr, flush=True)

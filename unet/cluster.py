@@ -1,43 +1,181 @@
-"""Who computes: the devices of this process, as a tf.distribute strategy.
+"""Who computes: the workers of a cluster, and the devices of this one, as a tf.distribute strategy.
 
-strategy = cluster.make_strategy(virtual_devices=0)
+    workers = cluster.workers(os.environ)
+    strategy = cluster.make_strategy(virtual_devices=0, workers=workers, peer_seconds=120)
+
+A cluster is described by environment variables, which launchers set:
+
+    TF_CONFIG             TensorFlow's own JSON, with workers (and perhaps a chief), or else
+    UNET_WORKERS          host:port of each worker, separated by commas, or else
+    UNET_NUM_WORKERS      how many, at
+    UNET_WORKER_ADDRESS   this address, which holds {index}, e.g. train-{index}.train:3333
+    UNET_RANK             this worker's place from 0; else JOB_COMPLETION_INDEX (an Indexed Job of Kubernetes); else
+                          SLURM_PROCID, in a step of Slurm
+    UNET_CLUSTER=off      ignore all these
+
+Without any of them, a bare `srun` shell included, the process is on its own.
 """
 
-import glob
-import os
+import dataclasses
+import json
+import re
 
 import tensorflow as tf
 
 from launch import entry
 
 
-def make_strategy(virtual_devices: int) -> tf.distribute.Strategy:
-    """A MirroredStrategy over all GPUs, over `virtual_devices` parts of the CPU, or over the one CPU.
+@dataclasses.dataclass(frozen=True)
+class Workers:
+    """host:port of each worker process, and which of them this is."""
+
+    addresses: list[str] = dataclasses.field(default_factory=lambda: ['localhost:0'])
+    rank: int = 0
+
+    @property
+    def count(self) -> int:
+        return len(self.addresses)
+
+
+ALONE = Workers()
+
+
+def workers(environ: dict[str, str]) -> Workers:
+    """Reads the cluster from the environment. Raises Failure BAD_CONFIG if it contradicts itself."""
+    if environ.get('UNET_CLUSTER') == 'off':
+        return ALONE
+    if environ.get('TF_CONFIG'):
+        source, (addresses, rank) = 'TF_CONFIG', _read_tf_config(environ['TF_CONFIG'])
+    elif environ.get('UNET_WORKERS'):
+        source, addresses = 'UNET_WORKERS', environ['UNET_WORKERS'].split(',')
+        rank = _rank(environ, len(addresses))
+    elif environ.get('UNET_NUM_WORKERS'):
+        source, addresses = 'UNET_NUM_WORKERS and UNET_WORKER_ADDRESS', _addresses_of_pattern(environ)
+        rank = _rank(environ, len(addresses))
+    else:
+        return ALONE
+    if len(addresses) == 1:
+        return ALONE
+    for address in addresses:
+        if not re.fullmatch(r'.+:\d+', address) or addresses.count(address) > 1:
+            raise _contradiction(f'{source}: {address!r} must be host:port and occur once')
+    if not 0 <= rank < len(addresses):
+        raise _contradiction(f'rank {rank} of {len(addresses)} workers ({source})')
+    return Workers(addresses, rank)
+
+
+def _contradiction(what: str) -> entry.Failure:
+    return entry.Failure(entry.BAD_CONFIG, f'{what}. UNET_CLUSTER=off makes this process ignore the cluster around it.')
+
+
+def _read_tf_config(text: str) -> tuple[list[str], int]:
+    try:
+        config = json.loads(text)
+        cluster, task = config.get('cluster', {}), config.get('task', {})
+        chiefs, others = list(cluster.get('chief', [])), list(cluster.get('worker', []))
+        if not chiefs + others:
+            return ['localhost:0'], 0
+        return chiefs + others, {'chief': 0, 'worker': len(chiefs)}[task['type']] + int(task['index'])
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise _contradiction(
+            f'TF_CONFIG={text!r}: must be JSON with cluster.worker (a list of host:port), task.type "worker" or '
+            f'"chief" and task.index ({type(error).__name__}: {error})'
+        ) from error
+
+
+def _number(environ: dict[str, str], name: str) -> int:
+    if not environ[name].isdigit():
+        raise _contradiction(f'{name}={environ[name]!r} is not a number')
+    return int(environ[name])
+
+
+def _addresses_of_pattern(environ: dict[str, str]) -> list[str]:
+    count = _number(environ, 'UNET_NUM_WORKERS')
+    pattern = environ.get('UNET_WORKER_ADDRESS', '')
+    if count > 1 and '{index}' not in pattern:
+        raise _contradiction(f'UNET_WORKER_ADDRESS={pattern!r} must hold {{index}}, as in train-{{index}}.train:3333')
+    return [pattern.replace('{index}', str(index)) for index in range(max(count, 1))]
+
+
+def _rank(environ: dict[str, str], count: int) -> int:
+    names = ['UNET_RANK', 'JOB_COMPLETION_INDEX']
+    if 'SLURM_STEP_ID' in environ:  # a batch script has a SLURM_PROCID too
+        names.append('SLURM_PROCID')
+    given = [name for name in names if environ.get(name)]
+    if not given and count > 1:
+        raise _contradiction(f'{count} workers, and none of {", ".join(names)} tells which one this is')
+    return _number(environ, given[0]) if given else 0
+
+
+def make_strategy(
+    virtual_devices: int, workers: Workers = ALONE, *, peer_seconds: float = 120, stall_seconds: float = 1800
+) -> tf.distribute.Strategy:
+    """A strategy over all GPUs, over `virtual_devices` parts of the CPU, or over the one CPU, of all workers.
+
+    Args:
+      virtual_devices: parts of the CPU; 0: all GPUs, or the CPU where there is none.
+      workers: the cluster; all of them must be up (`peers.meet`).
+      peer_seconds: after which a worker that does not answer is given up.
+      stall_seconds: after which an all-reduce is given up.
 
     Raises:
       Failure: BAD_CONFIG if this host has GPUs that TensorFlow cannot use: it never falls back to the CPU unnoticed.
+        PEER_LOST if a worker is gone.
     """
+    gpus = [] if virtual_devices else tf.config.list_physical_devices('GPU')
+    if not virtual_devices:
+        check_gpus(promised=len(entry.visible_gpus()), seen=len(gpus))
+    if workers.count > 1:
+        if virtual_devices > 1:
+            raise entry.Failure(
+                entry.BAD_CONFIG,
+                f'config.runtime.virtual_devices={virtual_devices}: of several workers on CPUs each is one device. '
+                'Start more workers instead.',
+            )
+        return _multi_worker_strategy(workers, peer_seconds, stall_seconds)
     if virtual_devices:
         cpu = tf.config.list_physical_devices('CPU')[0]
         tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * virtual_devices)
         devices = [f'/cpu:{i}' for i in range(virtual_devices)]
     else:
-        gpus = tf.config.list_physical_devices('GPU')
-        check_gpus(promised=promised_gpus(), seen=len(gpus))
         devices = [f'/gpu:{i}' for i in range(len(gpus))] or ['/cpu:0']
     # NCCL knows no CPUs; and the default's collectives clash when a process makes a second strategy.
     reduction = None if devices[0].startswith('/gpu') else tf.distribute.ReductionToOneDevice()
     return tf.distribute.MirroredStrategy(devices, cross_device_ops=reduction)
 
 
-def promised_gpus(environ: dict[str, str] | None = None, device_files: str = '/dev/nvidia[0-9]*') -> int:
-    """How many NVIDIA GPUs this process should see: what the user, the launcher or else the driver says."""
-    environ = os.environ if environ is None else environ
-    visible = environ.get('CUDA_VISIBLE_DEVICES', environ.get('NVIDIA_VISIBLE_DEVICES'))
-    if visible is not None and visible != 'all':
-        return 0 if visible in ('', '-1', 'none', 'void') else len(visible.split(','))
-    slurm = environ.get('SLURM_GPUS_ON_NODE', '')
-    return int(slurm) if slurm.isdigit() else len(glob.glob(device_files))
+def _multi_worker_strategy(workers: Workers, peer_seconds: float, stall_seconds: float) -> tf.distribute.Strategy:
+    """NCCL between GPUs, a ring between CPUs; with time limits, of which TensorFlow's defaults are hours or none."""
+    from tensorflow.compiler.xla.tsl.protobuf import coordination_config_pb2
+    from tensorflow.python.eager import context  # the time limits have no public name in TensorFlow 2.21
+
+    milliseconds = int(1000 * peer_seconds)
+    context.context().configure_coordination_service(
+        service_type='standalone',
+        service_leader='/job:worker/replica:0/task:0',
+        coordinated_jobs=[coordination_config_pb2.CoordinatedJob(name='worker', num_tasks=workers.count)],
+        cluster_register_timeout_in_ms=milliseconds,
+        heartbeat_timeout_in_ms=2 * milliseconds,  # `peers` is to notice first, since it names the worker
+        shutdown_barrier_timeout_in_ms=milliseconds,
+    )
+    resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
+        tf.train.ClusterSpec({'worker': workers.addresses}), task_type='worker', task_id=workers.rank, rpc_layer='grpc'
+    )
+    try:
+        return tf.distribute.MultiWorkerMirroredStrategy(
+            cluster_resolver=resolver,
+            communication_options=tf.distribute.experimental.CommunicationOptions(timeout_seconds=stall_seconds),
+        )
+    except tf.errors.OpError as error:
+        raise entry.Failure(
+            entry.PEER_LOST, f'TensorFlow could not join the workers: {error.message.splitlines()[0]}. Run it again.'
+        ) from error
+
+
+def place(strategy: tf.distribute.Strategy) -> tuple[int, int]:
+    """Which process of how many this is, under a strategy of `make_strategy`."""
+    resolver = strategy.cluster_resolver
+    return (resolver.task_id, len(resolver.cluster_spec().job_tasks('worker'))) if resolver else (0, 1)
 
 
 def check_gpus(*, promised: int, seen: int) -> None:

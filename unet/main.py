@@ -13,7 +13,9 @@ import pathlib
 from absl import flags
 from ml_collections import config_flags
 
+from configs import default
 from launch import entry
+from unet import stopping
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Config file, e.g. configs/cityscapes.py; required.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; default runs/<config name>.')
@@ -29,13 +31,16 @@ def main() -> None:
     name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS['config'])).stem
     workdir = _WORKDIR.value or os.path.join('runs', name)
 
-    with entry.quiet_import():
-        from unet import console, train
+    problems = default.validate(_CONFIG.value)
+    if problems:
+        raise entry.Failure(entry.BAD_CONFIG, '\n'.join(problems))
 
-    scores = train.train_and_evaluate(
-        _CONFIG.value, workdir, _DATA_DIR.value, accept_config_change=_ACCEPT_CONFIG_CHANGE.value
-    )
-    print(f'{workdir}: {console.headline(scores)}', flush=True)
+    with stopping.StopRequest(_CONFIG.value.runtime.grace_seconds) as stop:
+        with entry.quiet_import():
+            from unet import train
+        train.train_and_evaluate(
+            _CONFIG.value, workdir, _DATA_DIR.value, stop, accept_config_change=_ACCEPT_CONFIG_CHANGE.value
+        )
 
 
 if __name__ == '__main__':

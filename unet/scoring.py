@@ -10,9 +10,13 @@ import tensorflow as tf
 
 from data_prep import records
 from launch import entry
-from unet import input_pipeline, metrics
+from unet import cluster, input_pipeline, metrics
 
 _COMPILED_SIZES = 4  # compile the prediction if there are at most so many image sizes, each of which compiles anew
+
+
+class Interrupted(Exception):
+    """An evaluation was broken off by a request to stop."""
 
 
 def confusion_of_split(
@@ -24,6 +28,7 @@ def confusion_of_split(
     batch: int,
     jit_compile: bool = False,
     tick: Callable[[int], None] = lambda examples: None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> np.ndarray:
     """Predicts every example and counts its pixels.
 
@@ -34,12 +39,14 @@ def confusion_of_split(
       num_ids: n, one more than the largest label id.
       batch: images per replica; only images of one size share a batch.
       jit_compile: compile the prediction with XLA, unless there are many image sizes.
-      tick: called with the number of examples done after each batch; what it raises ends the evaluation.
+      tick: called with the number of examples done after each batch.
+      stop: whether this process has been asked to stop; if any has, all of them break off after the same batch.
 
     Returns:
       int64 [n, n], rows true ids, columns predicted ids.
 
     Raises:
+      Interrupted: after a request to stop.
       Failure: BAD_DATA if the split has images without labels, or label ids of `num_ids` and above.
     """
     if not split.labelled.all():
@@ -52,21 +59,30 @@ def confusion_of_split(
     replicas = strategy.num_replicas_in_sync
     batches = input_pipeline.eval_batches(split, batch, replicas)
     reader = input_pipeline.Reader(split)
-    dataset = strategy.distribute_datasets_from_function(lambda _: input_pipeline.eval_dataset(reader, batches))
+    rank, processes = cluster.place(strategy)
+    ours = batches.reshape(-1, processes, replicas // processes, batch)[:, rank]  # each replica's row of each round
+    # Not a distributed dataset: over several processes its every element would cost an all-reduce, since shapes differ.
+    dataset = iter(input_pipeline.eval_dataset(reader, ours.reshape(-1, batch)))
     if jit_compile and len({*zip(split.height.tolist(), split.width.tolist(), strict=True)}) <= _COMPILED_SIZES:
         predict = tf.function(predict, jit_compile=True)
 
-    def replica_count(examples: dict[str, tf.Tensor]) -> tf.Tensor:
-        return metrics.confusion_matrix(examples['label'], predict(examples['image']), num_ids)
+    def replica_count(examples: dict[str, tf.Tensor], stop: tf.Tensor) -> tf.Tensor:
+        counts = metrics.confusion_matrix(examples['label'], predict(examples['image']), num_ids)
+        return tf.concat([counts, tf.cast(stop, counts.dtype)[None]], 0)
 
     @tf.function(reduce_retracing=True)
-    def count(examples):
-        return strategy.reduce(tf.distribute.ReduceOp.SUM, strategy.run(replica_count, args=(examples,)), axis=None)
+    def count(examples, stop):
+        counts = strategy.run(replica_count, args=(examples, stop))
+        return strategy.reduce(tf.distribute.ReduceOp.SUM, counts, axis=None)
 
     total = np.zeros(num_ids * num_ids + 1, np.int64)
     try:
-        for number, examples in enumerate(dataset, 1):
-            total += count(examples).numpy()
+        for number in range(1, len(ours) + 1):
+            examples = strategy.experimental_distribute_values_from_function(lambda _: next(dataset))
+            counts = count(examples, tf.constant(bool(stop()))).numpy()
+            if counts[-1]:
+                raise Interrupted
+            total += counts[:-1]
             tick(int((batches[: number * replicas] >= 0).sum()))
     except tf.errors.OpError:
         if reader.failure:

@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from unet import input_pipeline, loss, optimizer
 
-METRICS = ('loss', 'gradient_norm', 'learning_rate', 'finite', 'loss_scale')
+METRICS = ('loss', 'gradient_norm', 'learning_rate', 'finite', 'loss_scale', 'stop')
 
 # Dynamic loss scale of float16, https://arxiv.org/abs/1710.03740: halved on overflow, doubled after many good steps.
 _FIRST_SCALE = 2.0**15
@@ -82,7 +82,7 @@ def make_replica_step(
     ema: float,
     microbatches: int,
     replicas: int,
-) -> Callable[[dict[str, tf.Tensor]], tf.Tensor]:
+) -> Callable[[dict[str, tf.Tensor], tf.Tensor], tf.Tensor]:
     """The function that every replica runs on its share of the global batch.
 
     Args:
@@ -99,7 +99,8 @@ def make_replica_step(
       replicas: how many run this together.
 
     Returns:
-      batch (as `input_pipeline.train_batches` yields it) -> float32 [len(METRICS)], the same on all replicas.
+      batch (as `input_pipeline.train_batches` yields it), stop (float32 scalar, above 0 where this process has been
+      asked to stop) -> float32 [len(METRICS)], the same on all replicas; its 'stop' is the sum over all of them.
     """
     variables = [variable.value for variable in network.trainable_variables]
     statistics = [variable.value for variable in network.non_trainable_variables]
@@ -111,7 +112,7 @@ def make_replica_step(
             return tensors
         return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, tensors)
 
-    def replica_step(batch: dict[str, tf.Tensor]) -> tf.Tensor:
+    def replica_step(batch: dict[str, tf.Tensor], stop: tf.Tensor) -> tf.Tensor:
         image = input_pipeline.normalize(batch['image'], dtype)
         image = input_pipeline.color_jitter(image, tf.cast(batch['color'], dtype))
         target = tf.gather(class_of_id, tf.cast(batch['label'], tf.int32))
@@ -133,7 +134,7 @@ def make_replica_step(
             parts = tape.gradient(scaled_loss, variables)
             gradients = [whole + part for whole, part in zip(gradients, parts, strict=True)]
             local_loss += part_loss
-        *gradients, mean_loss = all_reduce([*gradients, local_loss])
+        *gradients, mean_loss, stop = all_reduce([*gradients, local_loss, tf.identity(tf.cast(stop, dtype))])
 
         gradients = [gradient / scale for gradient in gradients]
         finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(tensor)) for tensor in [*gradients, mean_loss]])
@@ -170,7 +171,7 @@ def make_replica_step(
             _adjust_scale(state, finite)
         state.updates.assign(tf.where(finite, count, state.updates))
         state.step.assign_add(1)
-        return tf.stack([tf.cast(x, tf.float32) for x in (mean_loss, norm, rate, finite, scale)])
+        return tf.stack([tf.cast(x, tf.float32) for x in (mean_loss, norm, rate, finite, scale, stop)])
 
     return replica_step
 
@@ -193,16 +194,16 @@ def make_train_steps(strategy: tf.distribute.Strategy, replica_step: Callable, *
     """Several steps in one call, with nothing on the host between them.
 
     Returns:
-      (iterator over batches, number of steps) -> float32 [steps, len(METRICS)].
+      (iterator over batches, number of steps, stop) -> float32 [steps, len(METRICS)].
     """
     if jit_compile:
         replica_step = tf.function(replica_step, jit_compile=True)
 
     @tf.function
-    def train_steps(iterator, count):
+    def train_steps(iterator, count, stop):
         rows = tf.TensorArray(tf.float32, size=count, element_shape=[len(METRICS)])
         for i in tf.range(count):
-            row = strategy.run(replica_step, args=(next(iterator),))
+            row = strategy.run(replica_step, args=(next(iterator), stop))
             rows = rows.write(i, strategy.experimental_local_results(row)[0])
         return rows.stack()
 

@@ -1,14 +1,17 @@
 """Training: records -> a workdir with checkpoints, metrics and pictures.
 
-    train.train_and_evaluate(config, 'runs/cityscapes', 'data/cityscapes')
+    with stopping.StopRequest(grace_seconds=25) as stop:
+        train.train_and_evaluate(config, 'runs/cityscapes', 'data/cityscapes', stop)
 
 A run is a function of its config, its data and its seed. Started again on the same workdir it goes on from the last
 checkpoint, with the very examples that would have come next.
 """
 
+import contextlib
 import functools
+import hashlib
 import os
-import signal
+import pathlib
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -18,70 +21,133 @@ import numpy as np
 import tensorflow as tf
 from ml_collections import ConfigDict
 
-from configs import default
 from data_prep import labels, records
 from launch import entry
-from unet import checkpoint, cluster, console, from_config, input_pipeline, metrics, scoring, step, visualize, workdir
+from unet import (
+    checkpoint,
+    cluster,
+    console,
+    from_config,
+    input_pipeline,
+    metrics,
+    peers,
+    scoring,
+    step,
+    stopping,
+    visualize,
+    workdir,
+)
 
 _ENDLESS_SKIPPING = 100  # overflowed steps in a row after which float16 is given up
 
 
-class StopRequest:
-    """True once SIGTERM or Ctrl-C has asked the run to stop; asked a second time, Ctrl-C ends it at once."""
-
-    def __init__(self):
-        self._asked = False
-
-    def __bool__(self) -> bool:
-        return self._asked
-
-    def __enter__(self) -> 'StopRequest':
-        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def __exit__(self, *_) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _ask(self, number, frame) -> None:
-        if self._asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self._asked = True
-
-
-class _Interrupted(Exception):
-    """An evaluation was broken off by a request to stop."""
-
-
 def train_and_evaluate(
-    config: ConfigDict, run: str, data_dir: str, *, accept_config_change: bool = False
+    config: ConfigDict,
+    run: str,
+    data_dir: str,
+    stop: stopping.StopRequest,
+    *,
+    accept_config_change: bool = False,
 ) -> dict[str, float]:
     """Trains until `config.num_steps`, from scratch or from the workdir's last checkpoint, and evaluates as it goes.
 
     Args:
-      config: see configs/default.py.
-      run: the workdir.
+      config: see configs/default.py; `validate` finds nothing wrong with it.
+      run: the workdir; of several hosts, the same folder on all of them.
       data_dir: a record folder.
+      stop: becomes true when the run is to stop.
       accept_config_change: go on with a run although its config has changed in meaning.
 
     Returns:
       The scores of the last evaluation, see `metrics.scores`.
 
     Raises:
-      Failure: BAD_CONFIG, BAD_DATA, MISSING_INPUT, IN_USE, DIVERGED, NO_STORAGE, or STOPPED after a request to stop,
-        with a checkpoint saved.
+      Failure: BAD_CONFIG, BAD_DATA, MISSING_INPUT, IN_USE, DIVERGED, NO_STORAGE, PEER_LOST, or STOPPED after a request
+        to stop, with a checkpoint saved.
     """
-    problems = default.validate(config)
-    if problems:
-        raise entry.Failure(entry.BAD_CONFIG, '\n'.join(problems))
     train_split = records.read_split(data_dir, '+'.join(config.data.train_splits))
     eval_split = records.read_split(data_dir, config.data.eval_split)
     table = records.read_label_table(data_dir)
     class_pixels = records.class_pixels(data_dir, config.data.train_splits)
-    if config.runtime.deterministic:
+    workers = cluster.workers(os.environ)
+    runtime = config.runtime
+    if runtime.deterministic:
         tf.config.experimental.enable_op_determinism()
-    strategy = cluster.make_strategy(config.runtime.virtual_devices)
-    replicas = strategy.num_replicas_in_sync
+    with contextlib.ExitStack() as until_the_end:
+        group = until_the_end.enter_context(
+            peers.meet(workers.addresses, workers.rank, peer_seconds=runtime.peer_seconds, check=stop.check)
+        )
+        chief = group.rank == 0
+        if not chief:  # several hosts speak once
+            until_the_end.enter_context(contextlib.redirect_stdout(until_the_end.enter_context(open(os.devnull, 'w'))))
+        group.agree('the code', _digest_of_code(), 'install the same version on all hosts')
+        group.agree('the config', config.to_json(), 'give all ranks the same --config and flags')
+        for split in (train_split, eval_split):
+            group.agree(f'the split {split.name}', split.digest(), 'give all ranks the same records')
+        strategy = cluster.make_strategy(
+            runtime.virtual_devices, workers, peer_seconds=runtime.peer_seconds, stall_seconds=runtime.stall_seconds
+        )
+        stop.listen()
+        stop.check()
+        replicas = strategy.num_replicas_in_sync
+        _check_batch(config, replicas)
+        if chief:
+            until_the_end.enter_context(workdir.lease(run, check=stop.check))
+            workdir.record_config(run, config, accept_change=accept_config_change)
+            records.write_atomically(os.path.join(run, labels.FILE), labels.to_json(table))
+        group.gather(None)  # the workdir is ours
+        with strategy.scope():
+            network = from_config.network(config, table, replicas=replicas)
+            weights = [variable.value for variable in network.trainable_variables]
+            state = step.TrainState(config.optimizer.name, weights, ema=config.optimizer.ema > 0)
+        contents = tf.train.Checkpoint(model=network, state=state)
+        restored = checkpoint.restore(os.path.join(run, workdir.CHECKPOINTS), contents)
+        group.agree(f'the checkpoint in {run}', restored, 'the workdir must be on a filesystem that all hosts share')
+        if config.init_from and not restored:
+            print(from_config.init_from(config.init_from, network), flush=True)
+            for mean, weight in zip(state.ema, weights, strict=bool(state.ema)):
+                mean.assign(weight)
+        start_step = int(state.step.numpy())
+        console.hello(config, network, train_split, eval_split, replicas, workers.count, restored)
+
+        jit_compile = from_config.jit_compile(config, replicas)
+        train_steps = step.make_train_steps(
+            strategy, _replica_step(config, network, state, table, replicas, class_pixels), jit_compile=jit_compile
+        )
+        reader = input_pipeline.Reader(train_split)
+        batches = None
+        if start_step < config.num_steps:
+            batches = iter(_batches(config, strategy, workers, reader, start_step))
+        evaluate = functools.partial(
+            _evaluate,
+            config,
+            strategy,
+            from_config.predictor(config, network, table),
+            lambda: step.averaged_weights(weights, state.ema),
+            eval_split,
+            table,
+            jit_compile,
+            stop,
+            chief,
+        )
+        writer = workdir.MetricsWriter(run, last_step=start_step) if chief else None
+        stall = until_the_end.enter_context(stopping.Stall(runtime.stall_seconds))
+        try:
+            scores = _loop(
+                config, run, contents, functools.partial(train_steps, batches), evaluate, writer, group, stop, stall
+            )
+        except tf.errors.OpError as error:
+            if reader.failure:
+                raise reader.failure from None
+            group.explain(error)
+            if isinstance(error, tf.errors.ResourceExhaustedError):
+                raise entry.Failure(entry.BAD_CONFIG, _out_of_memory(config, replicas, error)) from error
+            raise
+        print(f'{run}: {console.headline(scores)}', flush=True)
+        return scores
+
+
+def _check_batch(config: ConfigDict, replicas: int) -> None:
     if config.global_batch % replicas:
         raise entry.Failure(
             entry.BAD_CONFIG,
@@ -95,89 +161,81 @@ def train_and_evaluate(
             f'{config.global_batch // replicas} images per device',
         )
 
-    with workdir.lease(run), StopRequest() as stop:
-        workdir.record_config(run, config, accept_change=accept_config_change)
-        records.write_atomically(os.path.join(run, labels.FILE), labels.to_json(table))
-        with strategy.scope():
-            network = from_config.network(config, table, replicas=replicas)
-            weights = [variable.value for variable in network.trainable_variables]
-            state = step.TrainState(config.optimizer.name, weights, ema=config.optimizer.ema > 0)
-        contents = tf.train.Checkpoint(model=network, state=state)
-        restored = checkpoint.restore(os.path.join(run, workdir.CHECKPOINTS), contents)
-        if config.init_from and not restored:
-            print(from_config.init_from(config.init_from, network), flush=True)
-            for mean, weight in zip(state.ema, weights, strict=bool(state.ema)):
-                mean.assign(weight)
-        start_step = int(state.step.numpy())
-        console.hello(config, network, train_split, eval_split, replicas, restored)
 
-        jit_compile = from_config.jit_compile(config, replicas)
-        train_steps = step.make_train_steps(
-            strategy, _replica_step(config, network, state, table, replicas, class_pixels), jit_compile=jit_compile
-        )
-        reader = input_pipeline.Reader(train_split)
-        batches = iter(_batches(config, strategy, reader, start_step)) if start_step < config.num_steps else None
-        evaluate = functools.partial(
-            _evaluate,
-            config,
-            strategy,
-            from_config.predictor(config, network, table),
-            lambda: step.averaged_weights(weights, state.ema),
-            eval_split,
-            table,
-            jit_compile,
-            stop,
-        )
-        writer = workdir.MetricsWriter(run, last_step=start_step)
-        try:
-            return _loop(config, run, contents, lambda count: train_steps(batches, count), evaluate, writer, stop)
-        except tf.errors.OpError:
-            if reader.failure:
-                raise reader.failure from None
-            raise
+def _out_of_memory(config: ConfigDict, replicas: int, error: tf.errors.OpError) -> str:
+    share = config.global_batch // replicas // config.runtime.microbatches
+    return (
+        f'a device is out of memory with {share} images of {"x".join(map(str, config.data.crop))} at a time '
+        f'({error.message.splitlines()[0][:200]}). Raise config.runtime.microbatches (now {config.runtime.microbatches}), '
+        'set config.runtime.recompute=True or config.precision=bfloat16, or train on more devices.'
+    )
+
+
+def _digest_of_code() -> str:
+    """Of all of this project's modules that training uses."""
+    root = pathlib.Path(__file__).parent.parent
+    files = sorted(file for package in ('data_prep', 'launch', 'unet') for file in (root / package).glob('*.py'))
+    return hashlib.sha256(b''.join(file.read_bytes() for file in files)).hexdigest()
 
 
 def _loop(
     config: ConfigDict,
     run: str,
     contents: tf.train.Checkpoint,
-    train_steps: Callable[[tf.Tensor], tf.Tensor],
-    evaluate: Callable[[int, console.Progress], tuple[dict[str, float], np.ndarray | None]],
-    writer: workdir.MetricsWriter,
-    stop: StopRequest,
+    train_steps: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
+    evaluate: Callable[[int, console.Progress, stopping.Stall], tuple[dict[str, float], np.ndarray | None]],
+    writer: workdir.MetricsWriter | None,
+    group: peers.Peers,
+    stop: stopping.StopRequest,
+    stall: stopping.Stall,
 ) -> dict[str, float]:
-    """Evaluates, saves, stops, and trains up to the next of these, until the last step."""
+    """Evaluates, saves, stops, and trains up to the next of these, until the last step; only the chief has a writer.
+
+    All ranks take every decision alike. A request to stop reaches one of them, perhaps, at its own time: it rides on the
+    step's all-reduce, and all of them read it off the step that was summed.
+    """
     state = contents.state
     done = saved = int(state.step.numpy())
     intervals = (config.log.every_steps, config.eval.every_steps, config.checkpoint.every_steps)
     scores = workdir.last_scores(run) if done == config.num_steps else {}
     window = []  # metrics of the steps since the last report
     skipped = 0  # overflowed steps in a row
+    stopping_now = False
+    alone = group.size == 1
+    chief = writer is not None
 
     def due(interval: int) -> bool:
         return done > 0 and (done % interval == 0 or done == config.num_steps)
 
     with console.Progress(config.num_steps, done, config.global_batch) as progress:
         while True:
-            if due(config.eval.every_steps) and state.evaluated.numpy() < done and not stop:
+            if alone:
+                stopping_now = bool(stop)
+            if due(config.eval.every_steps) and state.evaluated.numpy() < done and not stopping_now:
                 try:
-                    scores, pictures = evaluate(done, progress)
-                except _Interrupted:
-                    pass
+                    scores, pictures = evaluate(done, progress, stall)
+                except scoring.Interrupted:
+                    stopping_now = True
                 else:
-                    writer.write(done, scores, {'eval/pictures': pictures} if pictures is not None else None)
                     state.evaluated.assign(done)
-                    if scores[config.eval.best_metric] > state.best.numpy():
+                    best = scores[config.eval.best_metric] > state.best.numpy()
+                    if best:
                         state.best.assign(scores[config.eval.best_metric])
-                        checkpoint.save(os.path.join(run, workdir.BEST), contents, step=done, keep=1)
-                    if pictures is not None:
-                        visualize.save(pictures, os.path.join(run, 'pictures', f'step-{done:06d}.png'))
-            if (due(config.checkpoint.every_steps) or stop) and done > saved:
-                checkpoint.save(
-                    os.path.join(run, workdir.CHECKPOINTS), contents, step=done, keep=config.checkpoint.keep
-                )
+                    if chief:
+                        writer.write(done, scores, {'eval/pictures': pictures} if pictures is not None else None)
+                        if best:
+                            checkpoint.save(os.path.join(run, workdir.BEST), contents, step=done, keep=1)
+                        if pictures is not None:
+                            visualize.save(pictures, os.path.join(run, 'pictures', f'step-{done:06d}.png'))
+            if (due(config.checkpoint.every_steps) or stopping_now) and done > saved:
+                if chief:
+                    folder = os.path.join(run, workdir.CHECKPOINTS)
+                    checkpoint.save(folder, contents, step=done, keep=config.checkpoint.keep)
                 saved = done
-            if stop:
+            stall.progress()
+            if stopping_now or done >= config.num_steps:
+                group.gather(None)  # nobody leaves before the chief has saved
+            if stopping_now:
                 raise entry.Failure(
                     entry.STOPPED, f'stopped on request after step {done}; the same command goes on from there'
                 )
@@ -187,18 +245,28 @@ def _loop(
             boundary = min([config.num_steps, *((done // interval + 1) * interval for interval in intervals)])
             calls = []
             progress.start_timing()
-            while done < boundary and not stop:
+            while done < boundary and not stopping_now:
                 count = min(config.runtime.steps_per_call, boundary - done)
-                calls.append(train_steps(tf.constant(count)))
+                calls.append(train_steps(tf.constant(count), tf.constant(float(bool(stop)))))
                 done += count
                 progress.advance(count)
-            rows = np.concatenate([call.numpy() for call in calls]) if calls else np.zeros([0, len(step.METRICS)])
+                stall.progress()
+                # Alone we know at once; of several, the call before tells, so that the devices need not wait for us.
+                stopping_now = bool(stop) if alone else len(calls) > 1 and _asked_to_stop(calls[-2].numpy())
+            rows = np.concatenate([call.numpy() for call in calls])
+            stopping_now = stopping_now or _asked_to_stop(rows)
             progress.stop_timing(len(rows))
             skipped = _check_finite(rows, done, skipped, config.precision)
             window.extend(rows)
             if due(config.log.every_steps) and window:
-                writer.write(done, progress.report(done, np.stack(window)))
+                values = progress.report(done, np.stack(window))
+                if chief:
+                    writer.write(done, values)
                 window = []
+
+
+def _asked_to_stop(rows: np.ndarray) -> bool:
+    return bool(rows[:, step.METRICS.index('stop')].any())
 
 
 def _check_finite(rows: np.ndarray, done: int, skipped: int, precision: str) -> int:
@@ -217,27 +285,34 @@ def _check_finite(rows: np.ndarray, done: int, skipped: int, precision: str) -> 
         if skipped >= _ENDLESS_SKIPPING:
             raise entry.Failure(
                 entry.DIVERGED,
-                f'step {number}: float16 has overflowed {skipped} times in a row, now at loss scale {row[-1]:g}. Lower '
+                f'step {number}: float16 has overflowed {skipped} times in a row, now at loss scale {row[step.METRICS.index("loss_scale")]:g}. Lower '
                 'config.optimizer.learning_rate or use config.precision=bfloat16.',
             )
     return skipped
 
 
-def _batches(config: ConfigDict, strategy: tf.distribute.Strategy, reader: input_pipeline.Reader, start_step: int):
+def _batches(
+    config: ConfigDict,
+    strategy: tf.distribute.Strategy,
+    workers: cluster.Workers,
+    reader: input_pipeline.Reader,
+    start_step: int,
+):
     """The run's batches from `start_step` on, each replica's share by itself."""
     replicas = strategy.num_replicas_in_sync
+    local = replicas // workers.count  # a process's replicas take consecutive batches of its dataset
 
-    def positions(share: int) -> range:  # replicas take consecutive batches
-        done, replica = divmod(share, replicas)
-        return input_pipeline.replica_positions(done, config.global_batch, replicas, replica)
+    def positions(share: int) -> range:
+        done, replica = divmod(share, local)
+        return input_pipeline.replica_positions(done, config.global_batch, replicas, workers.rank * local + replica)
 
     data = config.data
     return strategy.distribute_datasets_from_function(
         lambda _: input_pipeline.train_batches(
             reader,
             positions=positions,
-            first=start_step * replicas,
-            last=config.num_steps * replicas,
+            first=start_step * local,
+            last=config.num_steps * local,
             seed=config.seed,
             crop=tuple(data.crop),
             scale=tuple(data.scale),
@@ -286,20 +361,21 @@ def _evaluate(
     split: records.Split,
     table: labels.Table,
     jit_compile: bool,
-    stop: StopRequest,
+    stop: stopping.StopRequest,
+    draw: bool,
     done: int,
     progress: console.Progress,
+    stall: stopping.Stall,
 ) -> tuple[dict[str, float], np.ndarray | None]:
     """Scores of the whole split, and a picture of some of its images (image, truth, prediction).
 
     Raises:
-      _Interrupted: if a request to stop comes meanwhile.
+      scoring.Interrupted: if a request to stop comes meanwhile.
     """
 
     def tick(examples: int) -> None:
         progress.note(f'evaluating {examples}/{len(split)}')
-        if stop:
-            raise _Interrupted
+        stall.progress()
 
     started = time.monotonic()
     with averaged():
@@ -311,9 +387,10 @@ def _evaluate(
             batch=config.eval.batch,
             jit_compile=jit_compile,
             tick=tick,
+            stop=lambda: bool(stop),
         )
         seconds, pictures = time.monotonic() - started, None
-        if config.eval.pictures:
+        if draw and config.eval.pictures:
             chosen = np.linspace(0, len(split) - 1, min(config.eval.pictures, len(split))).astype(int)
             pictures = visualize.examples(predict, split, chosen, table)
     scores = metrics.scores(confusion, table) | {'time/eval_images_per_second': len(split) / seconds}

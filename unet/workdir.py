@@ -14,7 +14,7 @@ import pathlib
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import tensorflow as tf
 from ml_collections import ConfigDict
@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 from configs.default import flatten
 from data_prep import records
 from launch import entry
+from unet import stopping
 
 CONFIG = 'config.json'
 METRICS = 'metrics.jsonl'
@@ -34,11 +35,15 @@ _STALE_AFTER = 60  # seconds
 
 
 @contextlib.contextmanager
-def lease(workdir: str) -> Iterator[None]:
+def lease(workdir: str, check: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Keeps a second run out of the workdir: two runs would overwrite each other's checkpoints.
 
-    The lease is a file with host and process, renewed every 10 s. It no longer holds once it is 60 s old, or as soon as
-    its process is gone from this host.
+    The lease is a file with host and process, renewed every 10 s. It no longer holds once it has not been renewed for
+    60 s, which is waited for, or as soon as its process is gone from this host.
+
+    Args:
+      workdir: the folder; made if it is not there.
+      check: called again and again while waiting; what it raises ends the waiting.
 
     Raises:
       Failure: IN_USE if another run holds it.
@@ -57,7 +62,7 @@ def lease(workdir: str) -> Iterator[None]:
                 json.dump(mine, file)
             break
         except FileExistsError:
-            _take_over(path, mine)
+            _take_over(path, mine, check)
     released = threading.Event()
 
     def renew():
@@ -65,33 +70,48 @@ def lease(workdir: str) -> Iterator[None]:
             with contextlib.suppress(OSError):  # a full or slow disk must not end the run from this thread
                 os.utime(path)
 
-    renewer = threading.Thread(target=renew, daemon=True)
-    renewer.start()
-    try:
-        yield
-    finally:
+    def release():
         released.set()
         renewer.join()
         path.unlink(missing_ok=True)
 
+    renewer = threading.Thread(target=renew, daemon=True)
+    renewer.start()
+    with stopping.cleaned(release):
+        yield
 
-def _take_over(path: pathlib.Path, mine: dict) -> None:
-    """Removes a lease that no longer holds."""
+
+def _take_over(path: pathlib.Path, mine: dict, check: Callable[[], None]) -> None:
+    """Removes a lease that no longer holds, having waited until that is sure."""
     try:
-        age = time.time() - path.stat().st_mtime
+        renewed = path.stat().st_mtime
         theirs = json.loads(path.read_text())
     except FileNotFoundError:
         return
     except ValueError:
         theirs = {}  # written half, just now or by a process that died
-    here = theirs.get('host') == mine['host']
-    gone = here and _process_start(theirs['pid']) != theirs['started']
-    if not gone and age < _STALE_AFTER:
-        raise entry.Failure(
-            entry.IN_USE,
-            f'{path.parent}: in use by process {theirs.get("pid", "?")} on host {theirs.get("host", "?")}, which '
-            f'renewed its lease {age:.0f} s ago. Stop it, wait {_STALE_AFTER} s, or pass another --workdir.',
-        )
+    host = theirs.get('host', 'unknown')
+    in_use = entry.Failure(
+        entry.IN_USE,
+        f'{path.parent}: in use by process {theirs.get("pid", "unknown")} on host {host}. Stop it, or pass another '
+        '--workdir.',
+    )
+    if host == mine['host']:
+        if _process_start(theirs['pid']) == theirs['started']:
+            raise in_use
+    else:
+        left = _STALE_AFTER - max(time.time() - renewed, 0)  # below 0 where the clock of a file server is ahead
+        if left > 0:
+            print(f'{path.parent} was held by a run on host {host}: waiting {left:.0f} s for a sign of it', flush=True)
+        deadline = time.monotonic() + left
+        while time.monotonic() < deadline:
+            check()
+            time.sleep(0.5)
+            try:
+                if path.stat().st_mtime != renewed:
+                    raise in_use
+            except FileNotFoundError:
+                return
     path.unlink(missing_ok=True)
 
 
