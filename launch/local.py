@@ -34,7 +34,7 @@ _WORKDIR = flags.DEFINE_string('workdir', None, 'Forwarded to the program.')
 _DATA_DIR = flags.DEFINE_string('data_dir', None, 'Forwarded to the program.')
 
 _LEAVE_ALONE = 20  # seconds in which workers may end by themselves after one has failed
-_KILL_AFTER = 60  # seconds from the request to stop to SIGKILL
+_KILL_AFTER = 40  # seconds from the request to stop to SIGKILL
 
 
 def overall_status(statuses: list[int]) -> int:
@@ -112,8 +112,12 @@ def main(arguments: list[str]) -> int:
 
 
 def _wait(workers: list[subprocess.Popen], stop_asked: threading.Event) -> list[int]:
-    """Exit statuses of all workers, once all have ended; one that fails or a request to stop ends the others."""
+    """Exit statuses of all workers, once all have ended; one that fails or a request to stop ends the others.
+
+    Those that had to be killed then count as lost.
+    """
     failed_at = asked_at = None
+    killed = []
     while any(worker.poll() is None for worker in workers):
         now = time.monotonic()
         if failed_at is None and any(worker.returncode for worker in workers):
@@ -122,15 +126,20 @@ def _wait(workers: list[subprocess.Popen], stop_asked: threading.Event) -> list[
             asked_at = now
             _signal_all(workers, signal.SIGTERM)
         if asked_at and now - asked_at > _KILL_AFTER:
-            _signal_all(workers, signal.SIGKILL)
+            killed += _signal_all(workers, signal.SIGKILL)
         time.sleep(0.05)
-    return [128 - worker.returncode if worker.returncode < 0 else worker.returncode for worker in workers]
+    return [
+        entry.PEER_LOST if worker in killed else 128 - worker.returncode if worker.returncode < 0 else worker.returncode
+        for worker in workers
+    ]
 
 
-def _signal_all(workers: list[subprocess.Popen], number: signal.Signals) -> None:
-    for worker in workers:
-        if worker.poll() is None:
-            worker.send_signal(number)
+def _signal_all(workers: list[subprocess.Popen], number: signal.Signals) -> list[subprocess.Popen]:
+    """Sends a signal to all workers that have not ended, and returns them."""
+    running = [worker for worker in workers if worker.poll() is None]
+    for worker in running:
+        worker.send_signal(number)
+    return running
 
 
 @contextlib.contextmanager

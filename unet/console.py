@@ -27,7 +27,8 @@ def hello(
     hosts = f' of {workers} workers' if workers > 1 else ''
     epochs = config.num_steps * config.global_batch / len(train_split)
     print(
-        f'U-Net of {network.count_params():,} parameters, {config.precision}, on {replicas} {devices} device(s){hosts}\n'
+        f'U-Net of {network.count_params():,} parameters, {config.precision}, on {replicas} {devices} device(s)'
+        f'{hosts}\n'
         f'{config.num_steps:,} steps x {config.global_batch} images ({config.global_batch // replicas} per device) = '
         f'{epochs:.1f} epochs of {len(train_split):,} images; scored on {len(eval_split):,} images\n'
         + (f'Going on from {restored}' if restored else 'Starting from scratch'),

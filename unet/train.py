@@ -166,8 +166,9 @@ def _out_of_memory(config: ConfigDict, replicas: int, error: tf.errors.OpError) 
     share = config.global_batch // replicas // config.runtime.microbatches
     return (
         f'a device is out of memory with {share} images of {"x".join(map(str, config.data.crop))} at a time '
-        f'({error.message.splitlines()[0][:200]}). Raise config.runtime.microbatches (now {config.runtime.microbatches}), '
-        'set config.runtime.recompute=True or config.precision=bfloat16, or train on more devices.'
+        f'({error.message.splitlines()[0][:200]}). Raise config.runtime.microbatches (now '
+        f'{config.runtime.microbatches}), set config.runtime.recompute=True or config.precision=bfloat16, or train on '
+        'more devices.'
     )
 
 
@@ -191,8 +192,8 @@ def _loop(
 ) -> dict[str, float]:
     """Evaluates, saves, stops, and trains up to the next of these, until the last step; only the chief has a writer.
 
-    All ranks take every decision alike. A request to stop reaches one of them, perhaps, at its own time: it rides on the
-    step's all-reduce, and all of them read it off the step that was summed.
+    All ranks take every decision alike. A request to stop may reach one of them alone: it rides on the step's
+    all-reduce, and all of them read it off the same step.
     """
     state = contents.state
     done = saved = int(state.step.numpy())
@@ -274,6 +275,7 @@ def _check_finite(rows: np.ndarray, done: int, skipped: int, precision: str) -> 
 
     The update of a non-finite step has been withheld already, so the last checkpoint is good.
     """
+    scales = rows[:, step.METRICS.index('loss_scale')]
     for number, row in enumerate(rows, done - len(rows) + 1):
         skipped = 0 if row[step.METRICS.index('finite')] else skipped + 1
         if skipped and precision != 'float16':
@@ -285,7 +287,7 @@ def _check_finite(rows: np.ndarray, done: int, skipped: int, precision: str) -> 
         if skipped >= _ENDLESS_SKIPPING:
             raise entry.Failure(
                 entry.DIVERGED,
-                f'step {number}: float16 has overflowed {skipped} times in a row, now at loss scale {row[step.METRICS.index("loss_scale")]:g}. Lower '
+                f'step {number}: float16 has overflowed {skipped} times in a row, now at loss scale {scales[-1]:g}. Lower '
                 'config.optimizer.learning_rate or use config.precision=bfloat16.',
             )
     return skipped
