@@ -41,7 +41,10 @@ def get_config() -> ConfigDict:
         'concat'  # how a level's encoder output joins its decoder: 'concat' (U-Net) or 'add' (FCN; less memory)
     )
     model.padding = 'same'  # 'same': output as large as the input; 'valid': the original unpadded U-Net (572 -> 388)
-    model.norm = 'batch'  # 'batch' (over the global batch) or 'none'
+    model.up = 'transpose'  # doubling in the decoder: 'transpose' (convolution) or 'resize' (bilinear, 1x1 convolution)
+    model.residual = False  # add the input of a level to what its two convolutions make of it
+    model.dropout = 0.0  # probability of leaving out a channel of the lowest level in training
+    model.norm = 'batch'  # 'batch' (over the global batch), 'group' (each image by itself) or 'none'
     model.norm_momentum = 0.99  # of the running statistics that evaluation uses; lower it for runs below 1000 steps
 
     config.loss = loss = ConfigDict()  # the sum of these, each times its weight; unet/loss.py has the formulas
@@ -49,6 +52,8 @@ def get_config() -> ConfigDict:
     loss.focal = 0.0
     loss.hard_pixels = 0.0  # online hard example mining
     loss.dice = 0.0
+    # The same losses, times this, of a second head on the decoder's second level (deep supervision); 0: no such head.
+    loss.auxiliary = 0.0
     loss.class_weights = ()  # of the cross entropy, one per class; (): all 1
     loss.balanced = False  # class weights from the training pixels of each class instead
     loss.label_smoothing = 0.0
@@ -59,6 +64,10 @@ def get_config() -> ConfigDict:
     config.optimizer = optimizer = ConfigDict()
     optimizer.name = 'adam'  # 'adam', 'adamw' or 'sgd' (momentum)
     optimizer.learning_rate = 1e-3  # peak
+    # With another global batch the learning rate is multiplied by ('linear') or by the square root of ('sqrt')
+    # global_batch / reference_batch; 'none': taken as it is.
+    optimizer.batch_scaling = 'none'
+    optimizer.reference_batch = 16
     optimizer.schedule = 'constant'  # after the warm-up: 'constant', 'polynomial' (power 0.9) or 'cosine', both to zero
     optimizer.warmup_steps = 0  # linear from zero
     optimizer.momentum = 0.9  # of 'sgd'
@@ -80,12 +89,19 @@ def get_config() -> ConfigDict:
     config.log = log = ConfigDict()
     log.every_steps = 50
 
+    config.profile = profile = ConfigDict()
+    profile.steps = (0, 0)  # a profiler trace of the steps after the first number up to the second, for TensorBoard
+
     config.runtime = runtime = ConfigDict()  # how it is computed; fields here do not change what is learnt
     runtime.virtual_devices = 0  # split the CPU into this many devices; 0: all GPUs, or the CPU where there is none
     runtime.deterministic = False  # bit-identical reruns, at some cost in speed on GPUs
     runtime.jit_compile = 'auto'  # XLA: 'on', 'off', or 'auto': for a single GPU, and a CPU in bfloat16
+    # Compute each level's activations again in the backward pass instead of keeping them: half the memory, a third more
+    # time, the same results.
+    runtime.recompute = False
     # A device's share of the batch is computed in this many parts, one after the other, with one all-reduce and one
-    # update: less memory, the same gradient. Batch statistics are then taken over a part (on all devices).
+    # update: less memory, the same gradient. Batch statistics are then taken over a part (on all devices). 0: the
+    # smallest number that fits the memory is found before the first step.
     runtime.microbatches = 1
     runtime.steps_per_call = 1  # steps per call into TensorFlow; a request to stop is answered between calls
     # A request to stop is answered within this time, or the run ends without the step under way. Keep it below what the
@@ -104,8 +120,10 @@ _CHOICES = {
     'data.cache': ('none', 'memory'),
     'model.skip': ('concat', 'add'),
     'model.padding': ('same', 'valid'),
-    'model.norm': ('batch', 'none'),
+    'model.up': ('transpose', 'resize'),
+    'model.norm': ('batch', 'group', 'none'),
     'optimizer.name': ('adam', 'adamw', 'sgd'),
+    'optimizer.batch_scaling': ('none', 'sqrt', 'linear'),
     'optimizer.schedule': ('constant', 'polynomial', 'cosine'),
     'eval.best_metric': ('eval/miou', 'eval/miou_present', 'eval/miou_all_ids', 'eval/accuracy'),
     'runtime.jit_compile': ('auto', 'on', 'off'),
@@ -121,15 +139,18 @@ _AT_LEAST = {
     'model.width': 1,
     'model.depth': 3,
     'model.norm_momentum': 0,
+    'model.dropout': 0,
     'loss.cross_entropy': 0,
     'loss.focal': 0,
     'loss.hard_pixels': 0,
     'loss.dice': 0,
+    'loss.auxiliary': 0,
     'loss.label_smoothing': 0,
     'loss.focal_gamma': 0,
     'loss.hard_threshold': 0.01,
     'loss.hard_least': 0,
     'optimizer.learning_rate': 0,
+    'optimizer.reference_batch': 1,
     'optimizer.warmup_steps': 0,
     'optimizer.momentum': 0,
     'optimizer.weight_decay': 0,
@@ -143,7 +164,7 @@ _AT_LEAST = {
     'log.every_steps': 1,
     'runtime.virtual_devices': 0,
     'runtime.steps_per_call': 1,
-    'runtime.microbatches': 1,
+    'runtime.microbatches': 0,
     'runtime.grace_seconds': 1,
     'runtime.stall_seconds': 1,
     'runtime.peer_seconds': 1,
@@ -154,6 +175,7 @@ _AT_MOST = {
     'data.saturation': 1,
     'model.depth': 6,
     'model.norm_momentum': 1,
+    'model.dropout': 0.95,
     'loss.label_smoothing': 1,
     'optimizer.ema': 1,
     'loss.hard_threshold': 1,
@@ -189,6 +211,9 @@ def validate(config: ConfigDict) -> list[str]:
         problems.append(f'config.data.scale={scale}: must be (smallest, largest), both above 0')
     if not any(fields[f'loss.{name}'] > 0 for name in ('cross_entropy', 'focal', 'hard_pixels', 'dice')):
         problems.append('config.loss: give at least one loss a weight above 0')
+    profiled = fields['profile.steps']
+    if len(profiled) != 2 or not 0 <= profiled[0] <= profiled[1]:
+        problems.append(f'config.profile.steps={profiled}: must be (after this step, up to this step)')
     if not config.data.train_splits:
         problems.append('config.data.train_splits: name at least one split')
     return problems or _crop_problems(config.data.crop, config.model.depth, config.model.padding)

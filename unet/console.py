@@ -95,7 +95,8 @@ class Progress:
         last = dict(zip(step.METRICS, rows[-1].tolist(), strict=True))
         finite = rows[rows[:, step.METRICS.index('finite')] > 0]
         mean_loss = float(finite[:, 0].mean()) if len(finite) else float('nan')
-        speed = self._steps * self._global_batch / max(self._seconds, 1e-9)
+        seconds = max(self._seconds, 1e-9)
+        speed = self._steps * self._global_batch / seconds
         left = (self._num_steps - done) * self._global_batch / max(speed, 1e-9)
         self._seconds = self._steps = 0.0
         text = f'loss {mean_loss:.4f}  learning rate {last["learning_rate"]:.2e}  {speed:.1f} images/s'
@@ -110,4 +111,12 @@ class Progress:
             'train/loss_scale': last['loss_scale'],
             'train/skipped_steps': float(len(rows) - len(finite)),
             'time/images_per_second': speed,
-        }
+            'time/waiting_for_data': float(rows[:, step.METRICS.index('seconds_without_data')].sum()) / seconds,
+        } | _gpu_memory()
+
+
+def _gpu_memory() -> dict[str, float]:
+    """Largest memory in use so far, GiB, of this process's fullest GPU."""
+    names = [device.name.removeprefix('/device:') for device in tf.config.list_logical_devices('GPU')]
+    peaks = [tf.config.experimental.get_memory_info(name)['peak'] for name in names]
+    return {'memory/gpu_peak_gib': max(peaks) / 2**30} if peaks else {}

@@ -24,9 +24,14 @@ def network(config: ConfigDict, table: labels.Table, *, replicas: int) -> keras.
         depth=config.model.depth,
         skip=config.model.skip,
         padding=config.model.padding,
+        up=config.model.up,
+        residual=config.model.residual,
         norm=config.model.norm,
         norm_momentum=config.model.norm_momentum,
+        dropout=config.model.dropout > 0,
+        auxiliary=config.loss.auxiliary > 0,
         synchronized=replicas > 1,
+        recompute=config.runtime.recompute,
         for_xla=jit_compile(config, replicas),
         precision=config.precision,
     )
@@ -35,7 +40,7 @@ def network(config: ConfigDict, table: labels.Table, *, replicas: int) -> keras.
 def predictor(config: ConfigDict, net: keras.Model, table: labels.Table) -> Callable[[tf.Tensor], tf.Tensor]:
     """uint8 images [b, h, w, 3] of any size -> label ids, uint8 [b, h, w]."""
     return inference.make_predictor(
-        net,
+        model.for_inference(net),
         padding=config.model.padding,
         depth=config.model.depth,
         tile=tuple(config.data.crop),
@@ -95,15 +100,35 @@ def losses(config: ConfigDict, table: labels.Table, class_pixels: np.ndarray | N
     )
 
 
+def peak_learning_rate(config: ConfigDict) -> float:
+    """The learning rate for this global batch, by config.optimizer.batch_scaling.
+
+    Sources: 'linear', https://arxiv.org/abs/1706.02677; 'sqrt', https://arxiv.org/abs/1404.5997.
+    """
+    factor = config.global_batch / config.optimizer.reference_batch
+    exponent = {'none': 0.0, 'sqrt': 0.5, 'linear': 1.0}[config.optimizer.batch_scaling]
+    return config.optimizer.learning_rate * factor**exponent
+
+
 def jit_compile(config: ConfigDict, replicas: int) -> bool:
     """Whether XLA compiles the step.
 
     'auto': where there is one replica, whose step holds no collectives, and XLA pays: on a GPU, and for bfloat16, which
     is slow on a CPU without it.
+
+    Raises:
+      Failure: BAD_CONFIG if it is asked for where XLA cannot do it.
     """
+    gpus = bool(tf.config.list_physical_devices('GPU'))
+    if config.runtime.jit_compile == 'on' and replicas > 1 and not gpus:
+        raise entry.Failure(
+            entry.BAD_CONFIG,
+            f'config.runtime.jit_compile=on: XLA cannot compile collectives between {replicas} CPU devices. '
+            "Leave it at 'auto'.",
+        )
     if config.runtime.jit_compile != 'auto':
         return config.runtime.jit_compile == 'on'
-    return replicas == 1 and (bool(tf.config.list_physical_devices('GPU')) or config.precision == 'bfloat16')
+    return replicas == 1 and (gpus or config.precision == 'bfloat16')
 
 
 def trained(run: str, which: str) -> tuple[ConfigDict, labels.Table, keras.Model, str]:
@@ -135,7 +160,7 @@ def trained(run: str, which: str) -> tuple[ConfigDict, labels.Table, keras.Model
         checkpoint.restore_path(which, contents)
     for weight, mean in zip(weights, state.ema, strict=bool(state.ema)):
         weight.assign(mean)
-    return config, table, net, path
+    return config, table, model.for_inference(net), path
 
 
 def init_from(source: str, net: keras.Model) -> str:

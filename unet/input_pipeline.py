@@ -80,6 +80,8 @@ def train_batches(
     resize: tuple[int, int] = (0, 0),
     resize_method: str = 'bilinear',
     cache: bool = False,
+    dropout: float = 0.0,
+    dropout_channels: int = 0,
 ) -> tf.data.Dataset:
     """The training batches of one replica, or of several in turn.
 
@@ -95,10 +97,13 @@ def train_batches(
       resize: height and width that the stored image is resized to first; (0, 0): as stored.
       resize_method: 'bilinear' or 'nearest', of images; labels are always taken from the nearest pixel.
       cache: keep the decoded and resized examples in memory. Augmentation comes after the cache.
+      dropout: probability with which each of `dropout_channels` channels is left out, drawn for each example like its
+        augmentation, so that it does not depend on the number of replicas.
 
     Yields:
       'image' uint8 [batch, height, width, 3], 'label' uint8 [batch, height, width] (label ids; 255 beyond the image's
-      border), 'color' float32 [batch, 3].
+      border), 'color' float32 [batch, 3]; with dropout 'kept' float32 [batch, 1, 1, dropout_channels], 0 for channels
+      left out and 1 / (1 - dropout) for the others.
     """
     size = len(reader.split)
     batch = len(positions(0))
@@ -112,7 +117,8 @@ def train_batches(
 
     def augmented(place_and_example: tf.Tensor) -> dict[str, tf.Tensor]:
         position, example = place_and_example[0], place_and_example[1]
-        draws = tf.random.stateless_uniform([_DRAWS], tf.stack([tf.constant(seed, tf.int64), position]))
+        seeds = tf.stack([tf.constant(seed, tf.int64), position])
+        draws = tf.random.stateless_uniform([_DRAWS], seeds)
         if only_the_crop:
             encoded, label = reader(example)
             label = tf.io.decode_png(label, channels=1)
@@ -124,7 +130,13 @@ def train_batches(
         image, label = _fit(image, label, window, crop)
         image = tf.cond(flipped, lambda: tf.reverse(image, [1]), lambda: image)
         label = tf.cond(flipped, lambda: tf.reverse(label, [1]), lambda: label)
-        return {'image': image, 'label': label[..., 0], 'color': (2.0 * draws[4:] - 1.0) * tf.constant(color)}
+        made = {'image': image, 'label': label[..., 0], 'color': (2.0 * draws[4:] - 1.0) * tf.constant(color)}
+        if dropout:
+            channels = tf.random.stateless_uniform(
+                [1, 1, dropout_channels], tf.random.experimental.stateless_fold_in(seeds, 1)
+            )
+            made['kept'] = tf.cast(channels >= dropout, tf.float32) / (1 - dropout)
+        return made
 
     dataset = tf.data.Dataset.range(first, last)
     dataset = dataset.map(

@@ -4,8 +4,14 @@
     logits = network(images)     # [batch, height, width, 3] in [-1, 1] -> [batch, height, width, 19]
 
 Sources: U-Net, https://arxiv.org/abs/1505.04597 (padding 'valid', skip 'concat', no normalisation is the paper's); FCN,
-https://arxiv.org/abs/1411.4038 (skip 'add').
+https://arxiv.org/abs/1411.4038 (skip 'add'); residual blocks, https://arxiv.org/abs/1512.03385; auxiliary head,
+https://arxiv.org/abs/1409.5185; dropout of whole channels, https://arxiv.org/abs/1411.4280; recomputed activations,
+https://arxiv.org/abs/1604.06174.
 """
+
+import functools
+import math
+from collections.abc import Callable
 
 import keras
 import tensorflow as tf
@@ -20,6 +26,9 @@ POLICIES = {
     'float16': 'mixed_float16',
     'float64': 'float64',
 }
+
+_AUXILIARY_CHANNELS = 64
+_GROUPS = 16  # of group normalisation, or as many as divide the channels
 
 
 class MaxPoolByReshape(layers.Layer):
@@ -38,6 +47,58 @@ class MaxPoolByReshape(layers.Layer):
         return shape[0], *(side and side // 2 for side in shape[1:3]), shape[3]
 
 
+class BilinearDouble(layers.Layer):
+    """Bilinear interpolation to twice the size, [b, h, w, c] -> [b, 2h, 2w, c], as tf.image.resize does it.
+
+    Each new pixel lies a quarter from its nearest old one. Written as sums of shifted copies, whose gradients XLA
+    compiles and are deterministic; those of the resize op are neither (TensorFlow 2.21).
+    """
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        for axis in (1, 2):
+            x = tf.experimental.numpy.swapaxes(x, 1, axis)
+            before, after = tf.concat([x[:, :1], x[:, :-1]], 1), tf.concat([x[:, 1:], x[:, -1:]], 1)
+            batch, size, other, channels = tf.unstack(tf.shape(x))
+            pairs = tf.stack([0.75 * x + 0.25 * before, 0.75 * x + 0.25 * after], 2)
+            x = tf.experimental.numpy.swapaxes(tf.reshape(pairs, [batch, 2 * size, other, channels]), 1, axis)
+        return x
+
+    def compute_output_shape(self, shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        return shape[0], *(side and 2 * side for side in shape[1:3]), shape[3]
+
+
+class Part(layers.Layer):
+    """A part of the network whose activations, with `recompute`, are computed again in the backward pass, not kept.
+
+    What is computed the second time leaves the running statistics of normalisation as they are.
+    """
+
+    def __init__(self, part: keras.Model, recompute: bool, **kwargs):
+        super().__init__(**kwargs)
+        self.part = part
+        self._recompute = recompute
+
+    def call(self, inputs: list[tf.Tensor], training: bool = False) -> tf.Tensor:
+        if not (training and self._recompute):
+            return self.part(inputs, training=training)
+        statistics = [variable.value for variable in self.part.non_trainable_variables]
+        before = []
+
+        def forward(*inputs: tf.Tensor) -> tf.Tensor:
+            again = bool(before)
+            before[:] = [[tf.identity(variable) for variable in statistics]]
+            output = self.part(list(inputs), training=True)
+            if again:
+                for variable, value in zip(statistics, before[0], strict=True):
+                    variable.assign(value)
+            return output
+
+        return tf.recompute_grad(forward)(*inputs)
+
+    def compute_output_shape(self, shapes: list[tuple[int | None, ...]]) -> tuple[int | None, ...]:
+        return self.part.compute_output_shape(shapes)
+
+
 def unet(
     num_classes: int,
     *,
@@ -45,13 +106,18 @@ def unet(
     depth: int = 5,
     skip: str = 'concat',
     padding: str = 'same',
+    up: str = 'transpose',
+    residual: bool = False,
     norm: str = 'batch',
     norm_momentum: float = 0.99,
+    dropout: bool = False,
+    auxiliary: bool = False,
     synchronized: bool = False,
+    recompute: bool = False,
     for_xla: bool = False,
     precision: str = 'float32',
 ) -> keras.Model:
-    """Builds the network.
+    """Builds the network for training; `for_inference` makes of it a function of images alone.
 
     Level i of `depth` has width * 2**i channels: [b, h, w, 3] -> [b, h, w, width] -> [b, h/2, w/2, 2 width] -> ... and
     back. With padding 'same', height and width must divide by 2**(depth - 1); with 'valid',
@@ -63,9 +129,14 @@ def unet(
       depth: number of levels.
       skip: 'concat' or 'add', how the encoder's output joins the decoder.
       padding: 'same' or 'valid'; with 'valid' the skips are cropped at the centre.
-      norm: 'batch' or 'none', after each ReLU.
+      up: 'transpose', a 2x2 transposed convolution, or 'resize', bilinear interpolation and a 1x1 convolution.
+      residual: a level's input is added to what its two convolutions make of it.
+      norm: 'batch', 'group' or 'none', after each ReLU.
       norm_momentum: of batch normalisation's running statistics.
+      dropout: a second input, [b, 1, 1, bottom_channels], is multiplied with the bottom level's output.
+      auxiliary: a second output, logits at half the resolution, from the second level of the decoder.
       synchronized: batch statistics over all replicas; needs a strategy.
+      recompute: compute the levels' activations again in the backward pass instead of keeping them.
       for_xla: choose ops that XLA compiles well; changes rounding alone.
       precision: a key of `POLICIES`.
 
@@ -73,34 +144,57 @@ def unet(
       A model from images in [-1, 1] to logits in float32 (float64 if that is the precision).
     """
     policy = POLICIES[precision]
+    head = 'float64' if precision == 'float64' else 'float32'
 
     def normalise(x, name):
-        if norm == 'none':
-            return x
-        return normalization.BatchNorm(norm_momentum, synchronized, dtype=policy, name=name)(x)
-
-    def convolutions(x, channels, name):
-        for part in ('a', 'b'):
-            x = layers.Conv2D(
-                channels,
-                3,
-                padding=padding,
-                activation='relu',
-                kernel_initializer='he_normal',
-                dtype=policy,
-                name=f'{name}_conv_{part}',
-            )(x)
-            x = normalise(x, f'{name}_norm_{part}')
+        if norm == 'batch':
+            return normalization.BatchNorm(norm_momentum, synchronized, dtype=policy, name=name)(x)
+        if norm == 'group':
+            return layers.GroupNormalization(math.gcd(_GROUPS, x.shape[-1]), dtype=policy, name=name)(x)
         return x
 
-    def up(x, channels, name):
-        x = layers.Conv2DTranspose(
-            channels, 2, strides=2, activation='relu', kernel_initializer='he_normal', dtype=policy, name=f'{name}_up'
+    def convolution(x, channels, size, name, activation=None):
+        return layers.Conv2D(
+            channels,
+            size,
+            padding=padding,
+            activation=activation,
+            kernel_initializer='he_normal',
+            dtype=policy,
+            name=name,
         )(x)
-        return normalise(x, f'{name}_up_norm')
+
+    def convolutions(x, channels, name):
+        shortcut = x
+        x = normalise(convolution(x, channels, 3, f'{name}_conv_a', 'relu'), f'{name}_norm_a')
+        if not residual:
+            return normalise(convolution(x, channels, 3, f'{name}_conv_b', 'relu'), f'{name}_norm_b')
+        x = convolution(x, channels, 3, f'{name}_conv_b')
+        if padding == 'valid':
+            shortcut = layers.Cropping2D(2, dtype=policy, name=f'{name}_shortcut_crop')(shortcut)
+        if shortcut.shape[-1] != channels:
+            shortcut = convolution(shortcut, channels, 1, f'{name}_shortcut')
+        x = layers.Add(dtype=policy, name=f'{name}_sum')([x, shortcut])
+        return normalise(layers.ReLU(dtype=policy, name=f'{name}_relu')(x), f'{name}_norm_b')
 
     def pool(x, name):
         return (MaxPoolByReshape if for_xla else layers.MaxPooling2D)(dtype=policy, name=name)(x)
+
+    def double(x, channels, name):
+        if up == 'resize':
+            x = BilinearDouble(dtype=policy, name=f'{name}_resize')(x)
+            x = convolution(x, channels, 1, f'{name}_up', 'relu')
+        else:
+            x = layers.Conv2DTranspose(
+                channels,
+                2,
+                strides=2,
+                activation='relu',
+                kernel_initializer='he_normal',
+                dtype=policy,
+                name=f'{name}_up',
+            )(x)
+        return normalise(x, f'{name}_up_norm')
 
     def join(encoded, x, level):
         if padding == 'valid':
@@ -108,19 +202,61 @@ def unet(
         merge = layers.Concatenate if skip == 'concat' else layers.Add
         return merge(dtype=policy, name=f'skip{level}')([encoded, x])
 
-    images = x = keras.Input((None, None, 3), name='images', dtype='float64' if precision == 'float64' else 'float32')
-    encoded = []
+    def down_level(x, level):
+        if level:
+            x = pool(x, f'pool{level}')
+        return convolutions(x, width * 2**level, f'down{level}')
+
+    def up_level(encoded, x, level):
+        channels = width * 2**level
+        return convolutions(join(encoded, double(x, channels, f'up{level}'), level), channels, f'up{level}')
+
+    def part(level_function, inputs, level):
+        name = level_function.__name__.replace('_level', str(level))
+        return _part(functools.partial(level_function, level=level), inputs, recompute, policy, name)
+
+    images = x = keras.Input((None, None, 3), name='images', dtype=head)
+    inputs, encoded = [images], []
     for level in range(depth):
         if level:
             encoded.append(x)
-            x = pool(x, f'pool{level}')
-        x = convolutions(x, width * 2**level, f'down{level}')
+        x = part(down_level, [x], level)
+    if dropout:
+        inputs.append(keras.Input((1, 1, bottom_channels(width, depth)), name='kept_channels', dtype=head))
+        x = layers.Multiply(dtype=policy, name='dropout')([x, inputs[1]])
+    decoded = {}
     for level in reversed(range(depth - 1)):
-        x = up(x, width * 2**level, f'up{level}')
-        x = convolutions(join(encoded[level], x, level), width * 2**level, f'up{level}')
-    head = 'float64' if precision == 'float64' else 'float32'
-    logits = layers.Conv2D(num_classes, 1, dtype=head, name='logits')(x)
-    return keras.Model(images, logits, name='unet')
+        x = decoded[level] = part(up_level, [encoded[level], x], level)
+    outputs = [layers.Conv2D(num_classes, 1, dtype=head, name='logits')(x)]
+    if auxiliary:
+        x = convolution(decoded[1], _AUXILIARY_CHANNELS, 3, 'auxiliary_conv', 'relu')
+        x = normalise(x, 'auxiliary_norm')
+        outputs.append(layers.Conv2D(num_classes, 1, dtype=head, name='auxiliary_logits')(x))
+    return keras.Model(inputs, outputs if auxiliary else outputs[0], name='unet')
+
+
+def for_inference(network: keras.Model) -> keras.Model:
+    """Of a network of `unet`, the function from images to logits, sharing its weights."""
+    if len(network.inputs) == len(network.outputs) == 1:
+        return network
+    images = keras.Input(network.inputs[0].shape[1:], name='images', dtype=network.inputs[0].dtype)
+    inputs = [images]
+    for kept in network.inputs[1:]:
+        ones = functools.partial(tf.ones, kept.shape[1:], kept.dtype)
+        inputs.append(layers.Lambda(lambda x, ones=ones: ones()[None], output_shape=kept.shape[1:])(images))
+    outputs = network(inputs)
+    return keras.Model(images, outputs[0] if isinstance(outputs, list) else outputs, name='unet')
+
+
+def bottom_channels(width: int, depth: int) -> int:
+    """Channels of the lowest level."""
+    return width * 2 ** (depth - 1)
+
+
+def _part(function: Callable, inputs: list, recompute: bool, policy: str, name: str) -> tf.Tensor:
+    """`function(*inputs)` as one `Part`."""
+    given = [keras.Input(x.shape[1:], dtype=x.dtype) for x in inputs]
+    return Part(keras.Model(given, function(*given), name=name), recompute, dtype=policy, name=f'{name}_part')(inputs)
 
 
 def _skip_margin(level: int, depth: int) -> int:

@@ -7,6 +7,7 @@ one of them withholds the update on all, by `tf.where` on weights, optimizer slo
 """
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 
 import keras
@@ -14,7 +15,8 @@ import tensorflow as tf
 
 from unet import input_pipeline, loss, optimizer
 
-METRICS = ('loss', 'gradient_norm', 'learning_rate', 'finite', 'loss_scale', 'stop')
+# Of each step; all but the last are the same on all replicas.
+METRICS = ('loss', 'gradient_norm', 'learning_rate', 'finite', 'loss_scale', 'stop', 'seconds_without_data')
 
 # Dynamic loss scale of float16, https://arxiv.org/abs/1710.03740: halved on overflow, doubled after many good steps.
 _FIRST_SCALE = 2.0**15
@@ -69,6 +71,7 @@ def make_replica_step(
     state: TrainState,
     *,
     losses: list[tuple[float, loss.Numerator, loss.Denominator]],
+    auxiliary: float,
     class_of_id: tf.Tensor,
     precision: str,
     num_steps: int,
@@ -89,6 +92,7 @@ def make_replica_step(
       network: from images in [-1, 1] to logits.
       state: updated in place, as the network is.
       losses: from `loss.make_losses`.
+      auxiliary: weight of the same losses of the network's second output, if it has one.
       class_of_id: int32 [256], label id -> class, 255 for ids that do not count.
       precision: see `model.POLICIES`.
       num_steps, learning_rate, schedule, warmup_steps: see `optimizer.learning_rate`.
@@ -100,7 +104,7 @@ def make_replica_step(
 
     Returns:
       batch (as `input_pipeline.train_batches` yields it), stop (float32 scalar, above 0 where this process has been
-      asked to stop) -> float32 [len(METRICS)], the same on all replicas; its 'stop' is the sum over all of them.
+      asked to stop) -> float32 [len(METRICS) - 1], the same on all replicas; its 'stop' is the sum over all of them.
     """
     variables = [variable.value for variable in network.trainable_variables]
     statistics = [variable.value for variable in network.non_trainable_variables]
@@ -116,23 +120,29 @@ def make_replica_step(
         image = input_pipeline.normalize(batch['image'], dtype)
         image = input_pipeline.color_jitter(image, tf.cast(batch['color'], dtype))
         target = tf.gather(class_of_id, tf.cast(batch['label'], tf.int32))
-        target = central_crop(target, *network.compute_output_shape(image.shape)[1:3])
+        inputs = [image, tf.cast(batch['kept'], dtype)] if 'kept' in batch else [image]
+        targets = _targets(target, network.compute_output_shape([tensor.shape for tensor in inputs]))
         scale = tf.cast(state.scale, dtype) if scaled else tf.ones([], dtype)
         statistics_before = [tf.identity(variable) for variable in statistics]
 
-        total = all_reduce(tf.stack([denominator(target, dtype) for _, _, denominator in losses]))
+        total = all_reduce(tf.stack([of_labels(t, dtype) for t in targets for _, _, of_labels in losses]))
         total = tf.where(total > 0, total, tf.ones_like(total))
         gradients, local_loss = [tf.zeros_like(variable) for variable in variables], tf.zeros([], dtype)
-        for part, part_target in zip(tf.split(image, microbatches), tf.split(target, microbatches), strict=True):
+        for parts in zip(*(tf.split(tensor, microbatches) for tensor in [*inputs, *targets]), strict=True):
             with tf.control_dependencies(gradients):  # the parts before are done with, and their memory is free
-                part = tf.identity(part)
+                parts = [tf.identity(part) for part in parts]
+            part_inputs, part_targets = parts[: len(inputs)], parts[len(inputs) :]
             with tf.GradientTape() as tape:
-                logits = network(part, training=True)
-                terms = [weight * numerator(logits, part_target) for weight, numerator, _ in losses]
+                heads = tf.nest.flatten(network(part_inputs, training=True))
+                terms = [
+                    head_weight * weight * numerator(logits, part_target)
+                    for head_weight, logits, part_target in zip((1.0, auxiliary), heads, part_targets, strict=False)
+                    for weight, numerator, _ in losses
+                ]
                 part_loss = tf.reduce_sum(tf.stack(terms) / total)
                 scaled_loss = part_loss * scale
-            parts = tape.gradient(scaled_loss, variables)
-            gradients = [whole + part for whole, part in zip(gradients, parts, strict=True)]
+            of_part = tape.gradient(scaled_loss, variables)
+            gradients = [whole + part for whole, part in zip(gradients, of_part, strict=True)]
             local_loss += part_loss
         *gradients, mean_loss, stop = all_reduce([*gradients, local_loss, tf.identity(tf.cast(stop, dtype))])
 
@@ -176,6 +186,15 @@ def make_replica_step(
     return replica_step
 
 
+def _targets(target: tf.Tensor, outputs: tuple | list[tuple]) -> list[tf.Tensor]:
+    """The labels [b, h, w] of each of the network's outputs: the auxiliary one has half the resolution."""
+    shapes = outputs if isinstance(outputs, list) else [outputs]
+    targets = [central_crop(target, *shapes[0][1:3])]
+    for _, height, width, _ in shapes[1:]:
+        targets.append(central_crop(target, 2 * height, 2 * width)[:, ::2, ::2])
+    return targets
+
+
 def central_crop(target: tf.Tensor, height: int, width: int) -> tf.Tensor:
     """Cuts [b, h, w] down to the size of the network's output, which an unpadded network makes smaller."""
     top, left = (target.shape[1] - height) // 2, (target.shape[2] - width) // 2
@@ -190,21 +209,36 @@ def _adjust_scale(state: TrainState, finite: tf.Tensor) -> None:
     state.good_steps.assign(tf.where(grow, tf.zeros_like(good_steps), good_steps))
 
 
-def make_train_steps(strategy: tf.distribute.Strategy, replica_step: Callable, *, jit_compile: bool) -> Callable:
+def make_train_steps(
+    strategy: tf.distribute.Strategy, replica_step: Callable, *, jit_compile: bool, deterministic: bool
+) -> Callable:
     """Several steps in one call, with nothing on the host between them.
+
+    Args:
+      strategy: runs `replica_step` on its replicas.
+      replica_step: from `make_replica_step`.
+      jit_compile: compile it with XLA.
+      deterministic: no clock is read, which TensorFlow refuses in this mode: the time without data is 0.
 
     Returns:
       (iterator over batches, number of steps, stop) -> float32 [steps, len(METRICS)].
     """
     if jit_compile:
         replica_step = tf.function(replica_step, jit_compile=True)
+    now = functools.partial(tf.zeros, [], tf.float64) if deterministic else tf.timestamp
 
     @tf.function
     def train_steps(iterator, count, stop):
         rows = tf.TensorArray(tf.float32, size=count, element_shape=[len(METRICS)])
         for i in tf.range(count):
-            row = strategy.run(replica_step, args=(next(iterator), stop))
-            rows = rows.write(i, strategy.experimental_local_results(row)[0])
+            with tf.control_dependencies([rows.flow]):  # the step before is done
+                asked = now()
+            with tf.control_dependencies([asked]):
+                batch = next(iterator)
+            with tf.control_dependencies(tf.nest.flatten(strategy.experimental_local_results(batch))):
+                waited = tf.cast(now() - asked, tf.float32)
+            row = strategy.run(replica_step, args=(batch, stop))
+            rows = rows.write(i, tf.concat([strategy.experimental_local_results(row)[0], waited[None]], 0))
         return rows.stack()
 
     return train_steps

@@ -30,6 +30,7 @@ from unet import (
     from_config,
     input_pipeline,
     metrics,
+    model,
     peers,
     scoring,
     step,
@@ -112,7 +113,10 @@ def train_and_evaluate(
 
         jit_compile = from_config.jit_compile(config, replicas)
         train_steps = step.make_train_steps(
-            strategy, _replica_step(config, network, state, table, replicas, class_pixels), jit_compile=jit_compile
+            strategy,
+            _replica_step(config, network, state, table, replicas, class_pixels),
+            jit_compile=jit_compile,
+            deterministic=runtime.deterministic,
         )
         reader = input_pipeline.Reader(train_split)
         batches = None
@@ -195,15 +199,17 @@ def _loop(
     All ranks take every decision alike. A request to stop may reach one of them alone: it rides on the step's
     all-reduce, and all of them read it off the same step.
     """
+    chief = writer is not None
     state = contents.state
     done = saved = int(state.step.numpy())
     intervals = (config.log.every_steps, config.eval.every_steps, config.checkpoint.every_steps)
     scores = workdir.last_scores(run) if done == config.num_steps else {}
     window = []  # metrics of the steps since the last report
     skipped = 0  # overflowed steps in a row
+    profiled = config.profile.steps if chief and config.profile.steps[0] < config.profile.steps[1] else ()
+    profiling = False
     stopping_now = False
     alone = group.size == 1
-    chief = writer is not None
 
     def due(interval: int) -> bool:
         return done > 0 and (done % interval == 0 or done == config.num_steps)
@@ -233,6 +239,8 @@ def _loop(
                     folder = os.path.join(run, workdir.CHECKPOINTS)
                     checkpoint.save(folder, contents, step=done, keep=config.checkpoint.keep)
                 saved = done
+            if done in profiled:
+                profiling = _profile(run, start=done == profiled[0], profiling=profiling)
             stall.progress()
             if stopping_now or done >= config.num_steps:
                 group.gather(None)  # nobody leaves before the chief has saved
@@ -244,6 +252,7 @@ def _loop(
                 return scores
 
             boundary = min([config.num_steps, *((done // interval + 1) * interval for interval in intervals)])
+            boundary = min([boundary, *(number for number in profiled if number > done)])
             calls = []
             progress.start_timing()
             while done < boundary and not stopping_now:
@@ -264,6 +273,16 @@ def _loop(
                 if chief:
                     writer.write(done, values)
                 window = []
+
+
+def _profile(run: str, *, start: bool, profiling: bool) -> bool:
+    """Starts the profiler, or stops it if it runs; returns whether it runs now."""
+    if start:
+        tf.profiler.experimental.start(os.path.join(run, workdir.TENSORBOARD))
+    elif profiling:
+        tf.profiler.experimental.stop()
+        print(f'Profile written: tensorboard --logdir={run} (its Profile tab needs pip install xprof)', flush=True)
+    return start
 
 
 def _asked_to_stop(rows: np.ndarray) -> bool:
@@ -287,8 +306,8 @@ def _check_finite(rows: np.ndarray, done: int, skipped: int, precision: str) -> 
         if skipped >= _ENDLESS_SKIPPING:
             raise entry.Failure(
                 entry.DIVERGED,
-                f'step {number}: float16 has overflowed {skipped} times in a row, now at loss scale {scales[-1]:g}. Lower '
-                'config.optimizer.learning_rate or use config.precision=bfloat16.',
+                f'step {number}: float16 has overflowed {skipped} times in a row, now at loss scale {scales[-1]:g}. '
+                'Lower config.optimizer.learning_rate or use config.precision=bfloat16.',
             )
     return skipped
 
@@ -323,6 +342,8 @@ def _batches(
             resize=tuple(data.resize),
             resize_method=data.resize_method,
             cache=data.cache == 'memory',
+            dropout=config.model.dropout,
+            dropout_channels=model.bottom_channels(config.model.width, config.model.depth),
         )
     )
 
@@ -339,11 +360,12 @@ def _replica_step(
         network,
         state,
         losses=from_config.losses(config, table, class_pixels),
+        auxiliary=config.loss.auxiliary,
         class_of_id=tf.constant(from_config.class_of_id(config.labels, table)),
         precision=config.precision,
         num_steps=config.num_steps,
         optimizer_name=config.optimizer.name,
-        learning_rate=config.optimizer.learning_rate,
+        learning_rate=from_config.peak_learning_rate(config),
         schedule=config.optimizer.schedule,
         warmup_steps=config.optimizer.warmup_steps,
         momentum=config.optimizer.momentum,
