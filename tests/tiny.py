@@ -105,3 +105,16 @@ def checkpoint_values(prefix: str) -> dict[str, np.ndarray]:
         for name in reader.get_variable_to_shape_map()
         if not name.startswith(('save_counter', '_CHECKPOINTABLE'))
     }
+
+
+def on_workers(count: int, command: list[str]) -> list[str]:
+    """The same command on several worker processes of this host."""
+    return [sys.executable, '-m', 'launch.local', f'--workers={count}', '--', *command[3:]]
+
+
+def largest_difference(one: pathlib.Path, other: pathlib.Path, step: int) -> float:
+    """Between the weights, statistics and their running means of two runs after a step."""
+    first, second = (checkpoint_values(run / f'checkpoints/ckpt-{step}') for run in (one, other))
+    assert first.keys() == second.keys()
+    compared = [name for name in first if name.startswith(('model/', 'state/ema'))]
+    return max(float(np.abs(first[name] - second[name]).max()) for name in compared)

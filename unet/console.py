@@ -25,12 +25,16 @@ def hello(
     """Says in a few lines what is about to happen."""
     devices = 'GPU' if tf.config.list_logical_devices('GPU') else 'CPU'
     hosts = f' of {workers} workers' if workers > 1 else ''
+    parts = config.runtime.microbatches
+    in_parts = f', in {parts} parts' if parts > 1 else ''
+    norm = f'; batch statistics over {config.global_batch // parts} images' if config.model.norm == 'batch' else ''
     epochs = config.num_steps * config.global_batch / len(train_split)
     print(
         f'U-Net of {network.count_params():,} parameters, {config.precision}, on {replicas} {devices} device(s)'
         f'{hosts}\n'
-        f'{config.num_steps:,} steps x {config.global_batch} images ({config.global_batch // replicas} per device) = '
-        f'{epochs:.1f} epochs of {len(train_split):,} images; scored on {len(eval_split):,} images\n'
+        f'{config.num_steps:,} steps x {config.global_batch} images ({config.global_batch // replicas} per device'
+        f'{in_parts}{norm}) = {epochs:.1f} epochs of {len(train_split):,} images\n'
+        f'Scored on {len(eval_split):,} images\n'
         + (f'Going on from {restored}' if restored else 'Starting from scratch'),
         flush=True,
     )

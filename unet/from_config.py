@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from data_prep import labels
 from launch import entry
-from unet import checkpoint, inference, loss, model, workdir
+from unet import checkpoint, inference, loss, model, step, workdir
 
 _FOLDERS = {'best': workdir.BEST, 'latest': workdir.CHECKPOINTS}
 
@@ -97,6 +97,36 @@ def losses(config: ConfigDict, table: labels.Table, class_pixels: np.ndarray | N
         focal_gamma=config.loss.focal_gamma,
         hard_threshold=config.loss.hard_threshold,
         hard_least=config.loss.hard_least,
+    )
+
+
+def replica_step(
+    config: ConfigDict,
+    net: keras.Model,
+    state: step.TrainState,
+    table: labels.Table,
+    replicas: int,
+    class_pixels: np.ndarray,
+) -> Callable:
+    """What each of `replicas` replicas runs, see `step.make_replica_step`."""
+    return step.make_replica_step(
+        net,
+        state,
+        losses=losses(config, table, class_pixels),
+        auxiliary=config.loss.auxiliary,
+        class_of_id=tf.constant(class_of_id(config.labels, table)),
+        precision=config.precision,
+        num_steps=config.num_steps,
+        optimizer_name=config.optimizer.name,
+        learning_rate=peak_learning_rate(config),
+        schedule=config.optimizer.schedule,
+        warmup_steps=config.optimizer.warmup_steps,
+        momentum=config.optimizer.momentum,
+        weight_decay=config.optimizer.weight_decay,
+        clip_norm=config.optimizer.clip_norm,
+        ema=config.optimizer.ema,
+        microbatches=config.runtime.microbatches,
+        replicas=replicas,
     )
 
 

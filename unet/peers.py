@@ -231,7 +231,7 @@ def _await_all(
         try:
             link, _ = listener.accept()
             link.settimeout(5)
-            hello = json.loads(link.makefile('rb').readline())
+            hello = json.loads(link.makefile('rb', buffering=0).readline())  # and no byte of what follows
         except (TimeoutError, ConnectionError, ValueError):  # nobody, or somebody who does not belong here
             continue
         if hello.get('addresses') != addresses or hello.get('rank') in links:

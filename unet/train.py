@@ -9,6 +9,7 @@ checkpoint, with the very examples that would have come next.
 
 import contextlib
 import functools
+import gc
 import hashlib
 import os
 import pathlib
@@ -16,7 +17,6 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
-import keras
 import numpy as np
 import tensorflow as tf
 from ml_collections import ConfigDict
@@ -29,6 +29,7 @@ from unet import (
     console,
     from_config,
     input_pipeline,
+    memory,
     metrics,
     model,
     peers,
@@ -75,6 +76,7 @@ def train_and_evaluate(
     if runtime.deterministic:
         tf.config.experimental.enable_op_determinism()
     with contextlib.ExitStack() as until_the_end:
+        stall = until_the_end.enter_context(stopping.Stall(runtime.stall_seconds))
         group = until_the_end.enter_context(
             peers.meet(workers.addresses, workers.rank, peer_seconds=runtime.peer_seconds, check=stop.check)
         )
@@ -91,9 +93,14 @@ def train_and_evaluate(
         stop.listen()
         stop.check()
         replicas = strategy.num_replicas_in_sync
-        _check_batch(config, replicas)
+        _check_share(config, replicas)
         if chief:
             until_the_end.enter_context(workdir.lease(run, check=stop.check))
+        if runtime.microbatches == 0:
+            config = config.copy_and_resolve_references()
+            config.runtime.microbatches = _settled_microbatches(config, run, table, replicas, class_pixels, group)
+        _check_batch(config, replicas)
+        if chief:
             workdir.record_config(run, config, accept_change=accept_config_change)
             records.write_atomically(os.path.join(run, labels.FILE), labels.to_json(table))
         group.gather(None)  # the workdir is ours
@@ -114,7 +121,7 @@ def train_and_evaluate(
         jit_compile = from_config.jit_compile(config, replicas)
         train_steps = step.make_train_steps(
             strategy,
-            _replica_step(config, network, state, table, replicas, class_pixels),
+            from_config.replica_step(config, network, state, table, replicas, class_pixels),
             jit_compile=jit_compile,
             deterministic=runtime.deterministic,
         )
@@ -135,7 +142,6 @@ def train_and_evaluate(
             chief,
         )
         writer = workdir.MetricsWriter(run, last_step=start_step) if chief else None
-        stall = until_the_end.enter_context(stopping.Stall(runtime.stall_seconds))
         try:
             scores = _loop(
                 config, run, contents, functools.partial(train_steps, batches), evaluate, writer, group, stop, stall
@@ -151,13 +157,49 @@ def train_and_evaluate(
         return scores
 
 
-def _check_batch(config: ConfigDict, replicas: int) -> None:
+def _settled_microbatches(
+    config: ConfigDict,
+    run: str,
+    table: labels.Table,
+    replicas: int,
+    class_pixels: np.ndarray | None,
+    group: peers.Peers,
+) -> int:
+    """The number that the run was started with, or else the smallest that fits all ranks' devices."""
+    if os.path.exists(os.path.join(run, workdir.CONFIG)):
+        return workdir.read_config(run).runtime.microbatches
+    shape = (config.global_batch // replicas, *config.data.crop)
+    batch = {
+        'image': tf.zeros([*shape, 3], tf.uint8),
+        'label': tf.fill(shape, tf.constant(labels.IGNORED, tf.uint8)),
+        'color': tf.zeros([shape[0], 3]),
+    }
+    if config.model.dropout:
+        batch['kept'] = tf.ones([shape[0], 1, 1, model.bottom_channels(config.model.width, config.model.depth)])
+
+    def try_step(tried: ConfigDict) -> None:
+        network = from_config.network(tried, table, replicas=1)
+        weights = [variable.value for variable in network.trainable_variables]
+        state = step.TrainState(tried.optimizer.name, weights, ema=tried.optimizer.ema > 0)
+        replica_step = from_config.replica_step(tried, network, state, table, 1, class_pixels)
+        tf.function(replica_step, jit_compile=from_config.jit_compile(tried, replicas))(batch, tf.constant(0.0))
+
+    classes = len(from_config.id_of_class(config.labels, table))
+    ours = memory.find_microbatches(config, classes, replicas=replicas, try_step=try_step)
+    gc.collect()
+    return max(group.gather(ours))
+
+
+def _check_share(config: ConfigDict, replicas: int) -> None:
     if config.global_batch % replicas:
         raise entry.Failure(
             entry.BAD_CONFIG,
             f'config.global_batch={config.global_batch} does not divide over {replicas} devices: the next that does is '
             f'{-(-config.global_batch // replicas) * replicas}',
         )
+
+
+def _check_batch(config: ConfigDict, replicas: int) -> None:
     if config.global_batch // replicas % config.runtime.microbatches:
         raise entry.Failure(
             entry.BAD_CONFIG,
@@ -345,35 +387,6 @@ def _batches(
             dropout=config.model.dropout,
             dropout_channels=model.bottom_channels(config.model.width, config.model.depth),
         )
-    )
-
-
-def _replica_step(
-    config: ConfigDict,
-    network: keras.Model,
-    state: step.TrainState,
-    table: labels.Table,
-    replicas: int,
-    class_pixels: np.ndarray,
-) -> Callable:
-    return step.make_replica_step(
-        network,
-        state,
-        losses=from_config.losses(config, table, class_pixels),
-        auxiliary=config.loss.auxiliary,
-        class_of_id=tf.constant(from_config.class_of_id(config.labels, table)),
-        precision=config.precision,
-        num_steps=config.num_steps,
-        optimizer_name=config.optimizer.name,
-        learning_rate=from_config.peak_learning_rate(config),
-        schedule=config.optimizer.schedule,
-        warmup_steps=config.optimizer.warmup_steps,
-        momentum=config.optimizer.momentum,
-        weight_decay=config.optimizer.weight_decay,
-        clip_norm=config.optimizer.clip_norm,
-        ema=config.optimizer.ema,
-        microbatches=config.runtime.microbatches,
-        replicas=replicas,
     )
 
 

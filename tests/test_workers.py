@@ -1,0 +1,226 @@
+"""Several worker processes, real ones: they train as one would, stop together, and name the one that is gone."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from launch import entry, local
+from tests import tiny
+from unet import cluster, peers
+
+
+@pytest.fixture(scope='module')
+def data_dir(tmp_path_factory):
+    train = tiny.scenes(6) + tiny.scenes(4, (52, 45), seed=2)
+    validation = tiny.scenes(3, (36, 52), seed=1) + tiny.scenes(2, (33, 47), seed=3)
+    return tiny.write_folder(tmp_path_factory.mktemp('data') / 'records', train=train, validation=validation)
+
+
+def test_processes_equal_one(tmp_path, data_dir):
+    """1, 2 and 4 processes: the same weights, means of the weights and scores, with clipping and class weights."""
+    for workers in (1, 2, 4):
+        fields = {'loss.class_weights': tuple(range(1, 20)), 'loss.dice': 0.5, 'optimizer.clip_norm': 0.5}
+        command = tiny.train_command(
+            tmp_path / str(workers),
+            data_dir,
+            num_steps=5,
+            precision='float64',
+            optimizer__ema=0.9,
+            model__dropout=0.3,
+            **fields,
+        )
+        done = tiny.run(tiny.on_workers(workers, command) if workers > 1 else command)
+        assert done.returncode == 0, done.stdout + done.stderr
+    for workers in (2, 4):
+        assert tiny.largest_difference(tmp_path / '1', tmp_path / str(workers), step=5) < 1e-9
+    scores = [
+        [json.loads(line) for line in (tmp_path / run / 'metrics.jsonl').read_text().splitlines() if 'miou' in line]
+        for run in ('1', '2', '4')
+    ]
+    for of_run in scores:
+        del of_run[0]['time/eval_images_per_second']
+    assert scores[0] and scores[0] == scores[1] == scores[2]
+    assert done.stdout.count('Starting from scratch') == 1, 'several hosts speak once'
+
+
+@pytest.fixture(scope='module')
+def undisturbed(tmp_path_factory, data_dir):
+    workdir = tmp_path_factory.mktemp('undisturbed')
+    done = tiny.run(tiny.on_workers(2, tiny.train_command(workdir, data_dir)))
+    assert done.returncode == 0, done.stdout
+    return workdir
+
+
+def _disturbed(workdir, data_dir, number: signal.Signals, rank: int, **fields) -> tuple[int, str]:
+    """Exit status and output of two workers, one of which gets a signal once training is under way."""
+    command = tiny.on_workers(2, tiny.train_command(workdir, data_dir, **fields))
+    launcher = subprocess.Popen(command, cwd=tiny.ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    while launcher.poll() is None and not (workdir / 'metrics.jsonl').exists():
+        time.sleep(0.02)
+    os.kill(_worker(launcher.pid, rank), number)
+    return launcher.wait(timeout=300), launcher.stdout.read()
+
+
+def _worker(launcher: int, rank: int) -> int:
+    """The process of one rank."""
+    children = subprocess.run(['pgrep', '-P', str(launcher)], capture_output=True, text=True, check=True).stdout.split()
+    for child in children:
+        with open(f'/proc/{child}/environ') as environ:
+            if f'UNET_RANK={rank}' in environ.read().split('\0'):
+                return int(child)
+    raise AssertionError(f'no rank {rank} among {children}')
+
+
+def test_one_rank_asked_to_stop_stops_all_and_they_go_on_the_same(tmp_path, data_dir, undisturbed):
+    status, output = _disturbed(tmp_path, data_dir, signal.SIGTERM, rank=1)
+    assert status == entry.STOPPED, output
+    assert 'stopped on request after step' in output and 'Traceback' not in output
+    done = tiny.run(tiny.on_workers(2, tiny.train_command(tmp_path, data_dir)))
+    assert done.returncode == 0, done.stdout
+    assert tiny.largest_difference(tmp_path, undisturbed, step=12) == 0
+
+
+@pytest.mark.parametrize('rank', [0, 1])
+def test_a_killed_rank_is_named_and_they_go_on_the_same(tmp_path, data_dir, undisturbed, rank):
+    status, output = _disturbed(tmp_path, data_dir, signal.SIGKILL, rank)
+    assert status == 128 + signal.SIGKILL, output
+    assert f'[{1 - rank}] unet.main: rank {rank} (' in output and 'is gone' in output, output
+    done = tiny.run(tiny.on_workers(2, tiny.train_command(tmp_path, data_dir)))
+    assert done.returncode == 0, done.stdout
+    assert tiny.largest_difference(tmp_path, undisturbed, step=12) == 0
+
+
+def test_a_hanging_rank_is_named_in_time(tmp_path, data_dir):
+    status, output = _disturbed(tmp_path, data_dir, signal.SIGSTOP, rank=1, num_steps=5000, runtime__peer_seconds=8)
+    assert status == entry.PEER_LOST, output
+    assert 'rank 1 (' in output and 'sign of life for config.runtime.peer_seconds=8' in output, output
+
+
+def test_a_rank_that_never_comes_or_disagrees_is_named(tmp_path, data_dir):
+    with socket.socket() as one, socket.socket() as other:
+        one.bind(('127.0.0.1', 0))
+        other.bind(('127.0.0.1', 0))
+        addresses = [f'127.0.0.1:{s.getsockname()[1]}' for s in (one, other)]
+    environ = {'UNET_WORKERS': ','.join(addresses)}
+    command = tiny.train_command(tmp_path, data_dir, runtime__peer_seconds=3)
+    for rank in (0, 1):
+        done = tiny.run(command, **environ, UNET_RANK=str(rank))
+        assert done.returncode == entry.PEER_LOST, done.stderr
+        assert f'rank {1 - rank} ({addresses[1 - rank]}) did not come' in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+    ranks = [
+        subprocess.Popen(
+            tiny.train_command(tmp_path, data_dir, seed=rank),
+            cwd=tiny.ROOT,
+            env=os.environ | environ | {'UNET_RANK': str(rank)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    for rank in ranks:
+        error = rank.communicate(timeout=120)[1]
+        assert rank.returncode == entry.BAD_CONFIG and 'the config differs between rank 0' in error, error
+    assert not (tmp_path / 'config.json').exists()
+
+
+def test_the_environment_says_who_computes():
+    two = ['a:1', 'b:2']
+    tf_config = json.dumps({'cluster': {'chief': ['a:1'], 'worker': ['b:2']}, 'task': {'type': 'worker', 'index': 0}})
+    step = {'SLURM_STEP_ID': '0', 'SLURM_PROCID': '1'}
+    pattern = {'UNET_NUM_WORKERS': '3', 'UNET_WORKER_ADDRESS': 'train-{index}.train:33'}
+    cases = [
+        ({}, cluster.ALONE),
+        ({'SLURM_PROCID': '1', 'SLURM_NTASKS': '2'} | step, cluster.ALONE),
+        ({'TF_CONFIG': tf_config}, cluster.Workers(two, 1)),
+        ({'TF_CONFIG': '{}'}, cluster.ALONE),
+        ({'TF_CONFIG': tf_config, 'UNET_CLUSTER': 'off'}, cluster.ALONE),
+        ({'UNET_WORKERS': 'a:1,b:2', 'UNET_RANK': '0'} | step, cluster.Workers(two, 0)),
+        ({'UNET_WORKERS': 'a:1,b:2'} | step, cluster.Workers(two, 1)),
+        ({'JOB_COMPLETION_INDEX': '2'} | pattern, cluster.Workers([f'train-{i}.train:33' for i in range(3)], 2)),
+        ({'UNET_WORKERS': 'a:1'}, cluster.ALONE),
+    ]
+    for environ, expected in cases:
+        assert cluster.workers(environ) == expected, environ
+    for environ, text in [
+        ({'TF_CONFIG': 'x'}, 'TF_CONFIG'),
+        ({'UNET_WORKERS': 'a:1,b:2'}, 'UNET_RANK'),
+        ({'UNET_WORKERS': 'a:1,b:2', 'SLURM_PROCID': '1'}, 'UNET_RANK'),  # a batch script, not a step
+        ({'UNET_WORKERS': 'a:1,b:2', 'UNET_RANK': '2'}, 'rank 2 of 2'),
+        ({'UNET_WORKERS': 'a:1,a:1', 'UNET_RANK': '0'}, 'once'),
+        ({'UNET_WORKERS': 'a,b', 'UNET_RANK': '0'}, 'host:port'),
+        (pattern | {'UNET_WORKER_ADDRESS': 'train:33', 'UNET_RANK': '0'}, '{index}'),
+    ]:
+        with pytest.raises(entry.Failure, match=text) as failure:
+            cluster.workers(environ)
+        assert failure.value.status == entry.BAD_CONFIG
+
+
+def test_ranks_gather_agree_and_hear_of_a_failure():
+    addresses = [f'127.0.0.1:{port}' for port in _free_ports(3)]
+    outcomes = {}
+
+    def rank_main(rank):
+        try:
+            with peers.meet(addresses, rank, peer_seconds=20) as group:
+                assert group.gather(rank * rank) == [0, 1, 4]
+                group.agree('the same', 1, '')
+                with pytest.raises(entry.Failure, match=r'colour differs between rank 0 .* and rank 2'):
+                    group.agree('colour', 'green' if rank == 2 else 'red', 'paint it')
+                if rank == 1:
+                    raise entry.Failure(entry.BAD_DATA, 'a broken record')
+                group.gather(None)
+        except entry.Failure as error:
+            outcomes[rank] = error
+
+    ranks = [threading.Thread(target=rank_main, args=(rank,)) for rank in range(3)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join(60)
+    assert outcomes[1].status == entry.BAD_DATA
+    for rank in (0, 2):
+        assert outcomes[rank].status == entry.PEER_LOST
+        assert f'rank 1 ({addresses[1]}) ended with status 65: a broken record' in str(outcomes[rank])
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for listener in sockets:
+        listener.bind(('127.0.0.1', 0))
+    ports = [listener.getsockname()[1] for listener in sockets]
+    for listener in sockets:
+        listener.close()
+    return ports
+
+
+def test_local_shares_out_gpus_and_sums_up_statuses():
+    shares = [environ['CUDA_VISIBLE_DEVICES'] for environ in local.environments(2, 0, ['0', '1', '2', '3'])]
+    assert shares == ['0,1', '2,3']
+    with pytest.raises(entry.Failure, match='need 4; this host has 3'):
+        local.environments(2, 2, ['0', '1', '2'])
+    with pytest.raises(entry.Failure, match='no GPUs'):
+        local.environments(2, 2, [])
+    assert local.overall_status([0, 0]) == 0
+    assert local.overall_status([75, 76]) == 76
+    assert local.overall_status([76, 65, 75]) == 65
+
+
+def test_local_passes_everything_on_and_its_failures_back(tmp_path):
+    (tmp_path / 'worker.py').write_text(
+        'import os, sys, time\nprint(sys.argv[1:], flush=True)\n'
+        "if os.environ['UNET_RANK'] == '1': sys.exit(65)\ntime.sleep(0.5)\nsys.exit(76)\n"
+    )
+    command = [sys.executable, '-m', 'launch.local', '--module=worker', '--workdir=a b', '--', '--x=$y "z"', '--n=1']
+    done = tiny.run(command, PYTHONPATH=str(tmp_path))
+    assert done.returncode == 65, done.stderr
+    expected = str(['--workdir=a b', '--x=$y "z"', '--n=1'])
+    assert sorted(done.stdout.splitlines()) == [f'[0] {expected}', f'[1] {expected}']

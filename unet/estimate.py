@@ -1,0 +1,158 @@
+"""What a training step will cost, from the config alone: parameters, arithmetic, memory, traffic.
+
+    cost = estimate.cost(config, num_classes=19)
+    estimate.step_bytes(cost, images=4)                # memory of a device that computes 4 images at a time
+    estimate.largest_microbatch(cost, memory=16 * 2**30)
+
+The memory of a step is that of the state (weights, slots, means, gradients) and, per image, what the backward pass
+needs of the forward pass: the output of every convolution, normalisation, pooling and joining. With recomputation that
+is only the output of every level, and what one level needs while it is computed again. On top comes what is in flight:
+the gradients of the largest level's tensors, and the loss.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+
+from ml_collections import ConfigDict
+
+_BYTES = {'float32': 4, 'bfloat16': 2, 'float16': 2, 'float64': 8}
+_AUXILIARY_CHANNELS = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Op:
+    """One layer.
+
+    Attributes:
+      part: the level it belongs to, what recomputation keeps or drops as a whole.
+      parameters: trainable numbers.
+      flops: floating-point operations per image forward; a multiply-add is two.
+      elements: numbers per image of its output.
+    """
+
+    part: str
+    parameters: int
+    flops: int
+    elements: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """Of one training step; bytes are of one device.
+
+    Attributes:
+      parameters: trainable numbers.
+      forward_flops, step_flops: floating-point operations per image, of a prediction and of a training step.
+      state_bytes: weights, gradients, slots and means, whatever the number of images.
+      activation_bytes: kept for the backward pass, per image.
+      in_flight_bytes: at the peak on top of it, per image.
+      all_reduce_bytes: summed over devices per step, whatever the number of images.
+    """
+
+    parameters: int
+    forward_flops: int
+    step_flops: int
+    state_bytes: int
+    activation_bytes: int
+    in_flight_bytes: int
+    all_reduce_bytes: int
+
+
+def cost(config: ConfigDict, num_classes: int) -> Cost:
+    """The cost of a config's training step with the crop as input."""
+    ops = list(_ops(config, num_classes))
+    size, wide = _BYTES[config.precision], 8 if config.precision == 'float64' else 4
+    parameters = sum(op.parameters for op in ops)
+    forward = sum(op.flops for op in ops)
+    parts = {}
+    for op in ops:
+        parts.setdefault(op.part, []).append(op.elements)
+    recomputed = 0
+    if config.runtime.recompute:
+        kept = sum(part[-1] for part in parts.values())
+        recomputed = max(sum(part[:-1]) for part in parts.values())
+    else:
+        kept = sum(map(sum, parts.values()))
+    height, width = config.data.crop
+    pixels = height * width
+    largest = max(op.elements for op in ops)
+    slots = {'adam': 2, 'adamw': 2, 'sgd': 1}[config.optimizer.name] + (config.optimizer.ema > 0)
+    image = pixels * (3 * wide + 3 + 1 + 4)  # normalised; as read; label; class
+    logits = pixels * num_classes * wide
+    return Cost(
+        parameters=parameters,
+        forward_flops=forward,
+        step_flops=(4 if config.runtime.recompute else 3) * forward,
+        state_bytes=parameters * wide * (3 + slots),  # weights, their gradients, those of a part or packed to be summed
+        activation_bytes=size * kept + image + logits,
+        in_flight_bytes=size * (recomputed + 2 * largest) + logits,
+        all_reduce_bytes=parameters * wide,
+    )
+
+
+def step_bytes(cost: Cost, images: int) -> int:
+    """Memory of a device that computes so many images at a time."""
+    return cost.state_bytes + images * (cost.activation_bytes + cost.in_flight_bytes)
+
+
+def largest_microbatch(cost: Cost, memory: int) -> int:
+    """Images that a device of so many bytes can compute at a time; 0 if not even one."""
+    return max(0, (memory - cost.state_bytes) // (cost.activation_bytes + cost.in_flight_bytes))
+
+
+def _ops(config: ConfigDict, num_classes: int) -> Iterator[Op]:
+    """The layers of `model.unet`, in order."""
+    model = config.model
+    loss = 1 if model.padding == 'valid' else 0  # pixels that a 3x3 convolution loses on each side
+    normalised = model.norm != 'none'
+    height, width = config.data.crop
+    skips = []
+
+    def convolution(part, inputs, outputs, size, height, width, norm=normalised):
+        """A convolution with its ReLU, and the normalisation after it."""
+        pixels = height * width
+        parameters = inputs * outputs * size * size + outputs
+        yield Op(part, parameters, 2 * inputs * outputs * size * size * pixels, outputs * pixels)
+        if norm:
+            yield Op(part, 2 * outputs, 8 * outputs * pixels, outputs * pixels)
+
+    def convolutions(part, inputs, outputs, height, width):
+        yield from convolution(part, inputs, outputs, 3, height - 2 * loss, width - 2 * loss)
+        height, width = height - 4 * loss, width - 4 * loss
+        if model.residual:
+            if inputs != outputs:
+                yield from convolution(part, inputs, outputs, 1, height, width, norm=False)
+            yield Op(part, 0, outputs * height * width, outputs * height * width)
+        yield from convolution(part, outputs, outputs, 3, height, width)
+
+    inputs = 3
+    for level in range(model.depth):
+        part, outputs = f'down{level}', model.width * 2**level
+        if level:
+            skips.append((height, width))
+            height, width = height // 2, width // 2
+            yield Op(part, 0, 3 * inputs * height * width, inputs * height * width)
+        yield from convolutions(part, inputs, outputs, height, width)
+        height, width, inputs = height - 4 * loss, width - 4 * loss, outputs
+    for level in reversed(range(model.depth - 1)):
+        part, outputs = f'up{level}', model.width * 2**level
+        height, width = 2 * height, 2 * width
+        pixels = height * width
+        if model.up == 'resize':
+            yield Op(part, 0, 8 * inputs * pixels, inputs * pixels)
+            yield from convolution(part, inputs, outputs, 1, height, width)
+        else:  # each output pixel of a 2x2 transposed convolution of stride 2 has one input pixel
+            yield Op(part, 4 * inputs * outputs + outputs, 2 * inputs * outputs * pixels, outputs * pixels)
+            if normalised:
+                yield Op(part, 2 * outputs, 8 * outputs * pixels, outputs * pixels)
+        inputs = 2 * outputs if model.skip == 'concat' else outputs
+        yield Op(part, 0, 0, inputs * pixels)
+        yield from convolutions(part, inputs, outputs, height, width)
+        height, width, inputs = height - 4 * loss, width - 4 * loss, outputs
+        if level == 1 and config.loss.auxiliary:
+            channels = _AUXILIARY_CHANNELS
+            yield from convolution('auxiliary', inputs, channels, 3, height - 2 * loss, width - 2 * loss)
+            yield from convolution(
+                'auxiliary', channels, num_classes, 1, height - 2 * loss, width - 2 * loss, norm=False
+            )
+    yield from convolution('head', inputs, num_classes, 1, height, width, norm=False)
