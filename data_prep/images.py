@@ -13,10 +13,16 @@ import re
 import struct
 import zlib
 
+import deflate
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from launch import entry
+
+try:
+    from data_prep import _png  # compiled when the package is installed
+except ImportError:  # there was no C compiler: labels are counted more slowly
+    _png = None
 
 HEADER_BYTES = 64  # of a file, enough for `check_header`
 
@@ -112,18 +118,24 @@ def check_header(head: bytes, name: str, is_label: bool) -> tuple[int, int] | No
     return height, width
 
 
-def check_png(encoded: bytes) -> None:
-    """Raises ValueError unless all chunks of a PNG are there, up to its end, with the right checksums."""
-    view, at = memoryview(encoded), len(_PNG)
+def check_png(encoded: bytes) -> list[memoryview]:
+    """The pieces of a PNG's compressed pixels, in order.
+
+    Raises:
+      ValueError: unless all chunks are there, up to the file's end, with the right checksums.
+    """
+    view, at, pieces = memoryview(encoded), len(_PNG), []
     while at + 12 <= len(encoded):
         length, kind = struct.unpack_from('>I4s', encoded, at)
         end = at + 8 + length
         if end + 4 > len(encoded):
             break
-        if zlib.crc32(view[at + 4 : end]) != struct.unpack_from('>I', encoded, end)[0]:
+        if deflate.crc32(view[at + 4 : end]) != struct.unpack_from('>I', encoded, end)[0]:
             raise ValueError(f'damaged: the checksum of its {kind!r} chunk at byte {at:,} differs. {_COPY}')
+        if kind == b'IDAT':
+            pieces.append(view[at + 8 : end])
         if kind == b'IEND':
-            return
+            return pieces
         at = end + 4
     raise ValueError(f'truncated after {len(encoded):,} bytes, probably an interrupted copy. {_COPY}')
 
@@ -190,6 +202,25 @@ def check_label_counts(counts: np.ndarray, known: set[int]) -> None:
         raise ValueError(f'holds ids that are not in the label table: {shown}. Pass --labels, or mend the file.')
 
 
+def count_label_pixels(encoded: bytes) -> np.ndarray:
+    """int64 [256], pixels per value of an 8-bit grey PNG, all of which is read.
+
+    The usual ones are counted without being decoded, ten times as fast.
+
+    Raises:
+      ValueError: if the file is damaged.
+    """
+    pieces = check_png(encoded)
+    width, height, *_, interlaced = struct.unpack_from('>IIBBBBB', encoded, 16)
+    if _png and not interlaced and width * height <= Image.MAX_IMAGE_PIXELS:
+        try:
+            rows = deflate.zlib_decompress(b''.join(pieces), (width + 1) * height)
+            return np.frombuffer(_png.count_pixels(rows, width, height), np.int64)
+        except (deflate.DeflateError, ValueError):
+            pass  # the decoder says what is wrong, or reads it in spite of that
+    return np.array(decode(encoded).histogram(), np.int64)
+
+
 def encode_label(
     encoded: bytes | Image.Image, name: str, image_size: tuple[int, int], known: set[int], size: tuple[int, int] | None
 ) -> tuple[bytes, np.ndarray]:
@@ -210,18 +241,15 @@ def encode_label(
     """
     drawn = isinstance(encoded, Image.Image)
     if drawn:
-        label = encoded
+        label_size, counts = (encoded.height, encoded.width), np.array(encoded.histogram(), np.int64)
     else:
-        check_header(encoded[:HEADER_BYTES], name, is_label=True)
-        check_png(encoded)
-        label = decode(encoded)
-    if (label.height, label.width) != image_size:
-        raise ValueError(size_mismatch(image_size, (label.height, label.width)))
-    counts = np.array(label.histogram(), np.int64)
+        label_size, counts = check_header(encoded[:HEADER_BYTES], name, is_label=True), count_label_pixels(encoded)
+    if label_size != image_size:
+        raise ValueError(size_mismatch(image_size, label_size))
     check_label_counts(counts, known)
     if size in (None, image_size):
-        return _encode(label, 'PNG') if drawn else encoded, counts
-    label = label.resize(size[::-1], Image.Resampling.NEAREST)
+        return _encode(encoded, 'PNG') if drawn else encoded, counts
+    label = (encoded if drawn else decode(encoded)).resize(size[::-1], Image.Resampling.NEAREST)
     return _encode(label, 'PNG'), np.array(label.histogram(), np.int64)
 
 

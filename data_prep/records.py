@@ -78,16 +78,21 @@ class Split:
         return hashlib.sha256(b''.join(array.tobytes() for array in arrays) + '\n'.join(names).encode()).hexdigest()
 
 
-def masked_crc(data: bytes) -> int:
+def masked_crc(*parts: bytes) -> int:
     """The checksum of the TFRecord format: CRC-32C, rotated right by 15 bits plus a constant."""
-    crc = google_crc32c.value(data)
+    crc = functools.reduce(google_crc32c.extend, parts, 0)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 def frame(data: bytes) -> bytes:
     """One TFRecord: length, checksum of the length, data, checksum of the data."""
-    length = struct.pack('<Q', len(data))
-    return b''.join((length, _FOOTER.pack(masked_crc(length)), data, _FOOTER.pack(masked_crc(data))))
+    return b''.join(frame_parts([data]))
+
+
+def frame_parts(parts: list[bytes]) -> list[bytes]:
+    """One TFRecord of data that comes in parts, likewise: images are not copied to make one."""
+    length = struct.pack('<Q', sum(map(len, parts)))
+    return [length, _FOOTER.pack(masked_crc(length)), *parts, _FOOTER.pack(masked_crc(*parts))]
 
 
 def record_bytes(length: int) -> int:
@@ -97,11 +102,16 @@ def record_bytes(length: int) -> int:
 
 def serialize(features: dict[str, bytes]) -> bytes:
     """A tf.train.Example with one bytes value per feature, keys sorted: the same features give the same bytes."""
+    return b''.join(serialize_parts(features))
+
+
+def serialize_parts(features: dict[str, bytes]) -> list[bytes]:
+    """The same in parts, those of `features` among them."""
     entries = []
     for key in sorted(features):
         feature = _field(1, *_field(1, features[key]))
         entries += _field(1, *_field(1, key.encode()), *_field(2, *feature))
-    return b''.join(_field(1, *entries))
+    return list(_field(1, *entries))
 
 
 def parse(example: bytes) -> dict[str, bytes]:

@@ -147,25 +147,26 @@ def write_shard(shard: Shard, settings: Settings) -> int:
                 except ValueError as error:
                     note['problems'].append(str(error))
                     continue
-                data = records.serialize(
+                data = records.serialize_parts(
                     {
                         'image_id': pair.image_id.encode(),
                         'image_left': example.image,
                         'segmentation_label': example.label,
                     }
                 )
+                length = sum(map(len, data))
                 note['records'].append(
-                    [at, len(data), example.height, example.width, int(example.labelled), pair.image_id]
+                    [at, length, example.height, example.width, int(example.labelled), pair.image_id]
                 )
                 if pair.split != 'test' and example.counts[void].sum() == example.counts.sum():
                     note['void'].append(pair.label)
                 if example.converted_from:
                     note['converted'].append([example.converted_from, pair.image])
                 pixels += example.counts
-                record = records.frame(data)
-                at += len(record)
-                digest.update(record)
-                file.write(record)
+                for part_ in records.frame_parts(data):
+                    digest.update(part_)
+                    file.write(part_)
+                at += records.record_bytes(length)
             records.sync(file, part)
         note |= {
             'bytes': at,

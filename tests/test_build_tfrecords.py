@@ -81,6 +81,46 @@ def test_plain_tfds_opens_the_folder(built):
     assert parts == [2, 4, 3]
 
 
+@pytest.mark.parametrize('sizes', [(trees.SIZE, trees.SIZE), (trees.SIZE, (12, 20))])
+def test_metadata_is_what_tfds_itself_writes(tmp_path, sizes):
+    import tensorflow_datasets as tfds
+
+    for split, size in zip(('train', 'val'), sizes, strict=True):
+        trees.write_tree(tmp_path / 'source', {split: [f'{split}_{number}' for number in range(9)]}, size)
+    trees.build_here(tmp_path / 'source', tmp_path / 'records')
+    height, width = sizes[0] if sizes[0] == sizes[1] else (None, None)
+    written = trees.contents(tmp_path / 'records')
+    shards = {split: (tmp_path / 'records').glob(f'*-{split}.tfrecord-*') for split in ('train', 'validation')}
+    manifest = records.read_manifest(tmp_path / 'records')['splits']
+    tfds.folder_dataset.write_metadata(
+        data_dir=str(tmp_path / 'records'),
+        version='1.0.0',
+        features=tfds.features.FeaturesDict(
+            {
+                'image_id': tfds.features.Text(),
+                'image_left': tfds.features.Image(shape=(height, width, 3)),
+                'segmentation_label': tfds.features.Image(shape=(height, width, 1), use_colormap=True),
+            }
+        ),
+        split_infos=[
+            tfds.core.SplitInfo(
+                name=name,
+                shard_lengths=[shard['examples'] for shard in manifest[name]['shards']],
+                num_bytes=sum(path.stat().st_size for path in paths),
+                filename_template=tfds.core.ShardedFileTemplate(
+                    dataset_name='cityscapes',
+                    data_dir=str(tmp_path / 'records'),
+                    filetype_suffix='tfrecord',
+                    split=name,
+                ),
+            )
+            for name, paths in shards.items()
+        ],
+        check_data=False,
+    )
+    assert trees.contents(tmp_path / 'records') == written
+
+
 def test_plain_tfds_shows_the_folder_as_a_dataframe(built):
     pytest.importorskip('pandas')
     import tensorflow_datasets as tfds
