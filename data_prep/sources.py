@@ -12,6 +12,7 @@ import concurrent.futures
 import dataclasses
 import functools
 import hashlib
+import os
 import zipfile
 import zlib
 
@@ -98,6 +99,9 @@ def read_file(root: epath.PathLike, location: str, size: int = -1) -> bytes:
 @functools.lru_cache(maxsize=16)
 def _archive(path: str) -> zipfile.ZipFile:
     return zipfile.ZipFile(epath.Path(path).open('rb'))
+
+
+os.register_at_fork(after_in_child=_archive.cache_clear)  # else processes would move each other's place in the file
 
 
 def list_files(root: epath.Path, kinds: tuple[str, ...]) -> dict[str, str]:
