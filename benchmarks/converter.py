@@ -27,7 +27,7 @@ import zipfile
 
 from absl import flags
 
-from data_prep import sources, synthesize
+from data_prep import files, sources, synthesize
 from launch import entry
 
 _SOURCE = flags.DEFINE_string('source', None, 'Dataset whose first frames are copied; default two synthetic frames.')
@@ -182,7 +182,7 @@ def copy_frames(root: pathlib.Path, images: int) -> pathlib.Path:
         ):
             path = root / kind / split / 'ulm' / f'ulm_{number:06d}_000019_{suffix}.png'
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(sources.read_file(source, location))
+            path.write_bytes(files.read(source, location))
     return root
 
 

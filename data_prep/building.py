@@ -2,7 +2,8 @@
 
 Until the dataset is complete its folder holds `building/`: `plan.json` (the flags that shape the records), `lock`, and
 a note per shard (see `shards.write_shard`), which is there before the shard gets its final name. So at any moment a
-shard that has its final name is whole and described, and everything else is done again.
+shard that has its final name is whole and described, and everything else is done again. It is the plan that says that
+the dataset is unfinished, since only a file is removed at one go everywhere: folders on remote storage are not.
 """
 
 import contextlib
@@ -16,8 +17,7 @@ from etils import epath
 from data_prep import records, shards
 from launch import entry
 
-_PLAN, _LOCK = 'plan.json', 'lock'
-_REMOVED = '.built'  # what building/ is called while it is being removed
+_LOCK = 'lock'
 _OTHER_FOLDER = 'Pass another --data_dir, or remove that folder yourself.'
 
 
@@ -30,7 +30,7 @@ def locked(data_dir: epath.Path) -> Iterator[None]:
     """
     folder = data_dir / records.BUILDING
     folder.mkdir(parents=True, exist_ok=True)
-    if '://' in str(data_dir):
+    if records.is_remote(data_dir):
         yield
         return
     with (folder / _LOCK).open('wb') as lock:
@@ -51,11 +51,11 @@ def is_complete(data_dir: epath.Path, flags: dict, source: dict) -> bool:
     """
     if data_dir.exists() and not data_dir.is_dir():
         raise entry.Failure(entry.IN_USE, f'{data_dir} is a file. Pass another --data_dir.')
-    if not data_dir.exists() or (data_dir / records.BUILDING).exists():
+    if not data_dir.exists() or (data_dir / records.PLAN).exists():
         return False
     manifest = records.read_manifest(data_dir)
     if manifest is None:
-        if any(not path.name.startswith('.') for path in data_dir.iterdir()):
+        if any(not path.name.startswith('.') and path.name != records.BUILDING for path in data_dir.iterdir()):
             raise entry.Failure(entry.IN_USE, f'{data_dir} is not empty and holds no dataset of ours. {_OTHER_FOLDER}')
         return False
     differences = _flag_differences(manifest['flags'], flags)
@@ -92,7 +92,7 @@ def resume(
       Failure: IN_USE if finished shards were made with other flags or from other files.
     """
     wanted = {shard.file: shard for split in plan.values() for shard in split}
-    path = data_dir / records.BUILDING / _PLAN
+    path = data_dir / records.PLAN
     notes = {file: note for file, note in read_notes(data_dir).items() if skip_bad or not note['problems']}
     differences = _flag_differences(records.read_json(path)['flags'], flags) if path.exists() and notes else []
     differences += _source_differences(notes, wanted)
@@ -126,16 +126,15 @@ def read_note(data_dir: epath.Path, shard: shards.Shard) -> dict:
 
 
 def close(data_dir: epath.Path) -> None:
-    """Declares the dataset finished. The folder `building/` vanishes at once, not file by file."""
-    removed = data_dir / _REMOVED
-    (data_dir / records.BUILDING).rename(removed)
-    removed.rmtree()
+    """Declares the dataset finished."""
+    (data_dir / records.PLAN).unlink()
+    (data_dir / records.BUILDING).rmtree()
 
 
 def clear(data_dir: epath.Path) -> None:
     """Removes what a kill during `close` left."""
-    if (data_dir / _REMOVED).exists():
-        (data_dir / _REMOVED).rmtree()
+    if (data_dir / records.MANIFEST).exists() and not (data_dir / records.PLAN).exists():
+        (data_dir / records.BUILDING).rmtree(missing_ok=True)
 
 
 def _flag_differences(before: dict, now: dict) -> list[str]:

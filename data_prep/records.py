@@ -35,7 +35,8 @@ from launch import entry
 
 DATASET_INFO = 'dataset_info.json'  # TFDS's own metadata
 MANIFEST = 'manifest.json'
-BUILDING = 'building'  # folder that is there while a build is unfinished
+BUILDING = 'building'  # folder for what a build needs to go on
+PLAN = 'building/plan.json'  # the first file written and the last removed: the dataset is unfinished while it is there
 FEATURES = ('image_id', 'image_left', 'segmentation_label')
 
 _HEADER = struct.Struct('<QI')  # length of the data, masked CRC-32C of those 8 bytes
@@ -179,7 +180,7 @@ def _descriptor(path: str) -> int:
 
 def _read_at(path: str, offset: int, size: int) -> bytes:
     """Up to `size` bytes at `offset`; local files through one descriptor per file that all threads share."""
-    if '://' in path:
+    if is_remote(path):
         with epath.Path(path).open('rb') as file:
             file.seek(offset)
             return file.read(size)
@@ -224,9 +225,14 @@ def write_atomically(path: epath.PathLike, content: str | bytes) -> None:
     temporary.replace(path)
 
 
+def is_remote(path: epath.PathLike) -> bool:
+    """Whether the path is a URL, such as gs://bucket/folder."""
+    return '://' in os.fspath(path)
+
+
 def sync(file: IO[bytes], path: epath.PathLike) -> None:
     """Brings what was written to a local file onto the disk; remote files are brought there by being closed."""
-    if '://' not in str(path):
+    if not is_remote(path):
         file.flush()
         os.fsync(file.fileno())
 
@@ -275,7 +281,7 @@ def check_complete(data_dir: epath.PathLike) -> epath.Path:
       Failure: MISSING_INPUT if there is no dataset, BAD_DATA if its build has not finished.
     """
     data_dir = epath.Path(data_dir)
-    if (data_dir / BUILDING).exists():
+    if (data_dir / PLAN).exists():
         raise entry.Failure(
             entry.BAD_DATA,
             f'{data_dir}: its build has not finished. Run the same python -m data_prep.build_tfrecords again: it goes '

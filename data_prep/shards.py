@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import numpy as np
 from etils import epath
 
-from data_prep import images, labels, polygons, records, sources
+from data_prep import files, images, labels, polygons, records, sources
 
 NAME = 'cityscapes'  # of the dataset in TFDS
 
@@ -188,9 +188,9 @@ def write_shard(shard: Shard, settings: Settings) -> int:
 
 def _read(root: str, location: str) -> bytes:
     try:
-        return sources.read_file(root, location)
-    except sources.READ_ERRORS as error:
-        raise ValueError(sources.unreadable(location, error)) from error
+        return files.read(root, location)
+    except files.READ_ERRORS as error:
+        raise ValueError(files.unreadable(location, error)) from error
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@
     gtFine/<split>/<city>/<stem>_gtFine_labelIds.png (or, without it, <stem>_gtFine_polygons.json); likewise gtCoarse
 
 The files lie in a tree, in zip files (leftImg8bit_trainvaltest.zip, gtFine_trainvaltest.zip and so on, read in place),
-or some here and some there. A file has a *name*, as above, and a *location*: the name itself, or `<zip file>!<name>`.
+or some here and some there: see files.py for what a location is.
 """
 
 import collections
@@ -12,24 +12,19 @@ import concurrent.futures
 import dataclasses
 import functools
 import hashlib
-import os
-import zipfile
-import zlib
 
 from etils import epath
 
-from data_prep import images
+from data_prep import files, images
 from launch import entry
 
 IMAGES, FINE, COARSE = 'leftImg8bit', 'gtFine', 'gtCoarse'
 SPLITS = {'train': 'train', 'val': 'validation', 'test': 'test', 'train_extra': 'train_extra'}  # folder -> split
-READ_ERRORS = (OSError, zipfile.BadZipFile, zlib.error, NotImplementedError)  # the last: an unknown compression
 
 _IMAGE_SUFFIXES = tuple(f'_{IMAGES}{suffix}' for suffix in ('.png', '.jpg', '.jpeg'))
 _LABEL_SUFFIXES = ('_labelIds.png', '_polygons.json')  # the first of them that is there is used
 _OTHER_SUFFIXES = ('_color.png', '_instanceIds.png', '_labelTrainIds.png', '_instanceTrainIds.png')
 _PICTURES = ('.png', '.jpg', '.jpeg')
-_HIDDEN = ('.', 'Thumbs.db', 'desktop.ini')  # what file managers leave behind
 _LISTED = 20  # problems shown before the rest is only counted
 _READERS = 32  # threads that read file headers, so that remote storage is not waited for file by file
 
@@ -55,7 +50,7 @@ class Pair:
     @property
     def listing(self) -> list:
         """What identifies the pair's files, wherever they lie: [split, image name, label name, bytes]."""
-        return [self.split, name_of(self.image), self.label and name_of(self.label), self.size]
+        return [self.split, files.name_of(self.image), self.label and files.name_of(self.label), self.size]
 
 
 @dataclasses.dataclass
@@ -73,64 +68,9 @@ class Scan:
     warnings: list[str]
 
 
-def name_of(location: str) -> str:
-    return location.rpartition('!')[2]
-
-
 def digest(pairs: list[Pair]) -> str:
     """SHA-256 of the pairs' names and sizes."""
     return hashlib.sha256('\n'.join(str(pair.listing) for pair in pairs).encode()).hexdigest()
-
-
-def read_file(root: epath.PathLike, location: str, size: int = -1) -> bytes:
-    """The first `size` bytes of a file, or all; those of a whole file in a zip are checked against its checksum.
-
-    Raises:
-      READ_ERRORS: if it cannot be read.
-    """
-    archive, _, name = location.rpartition('!')
-    if not archive:
-        with (epath.Path(root) / name).open('rb') as file:
-            return file.read(size)
-    with _archive(str(epath.Path(root) / archive)).open(name) as file:
-        return file.read(size)
-
-
-@functools.lru_cache(maxsize=16)
-def _archive(path: str) -> zipfile.ZipFile:
-    return zipfile.ZipFile(epath.Path(path).open('rb'))
-
-
-os.register_at_fork(after_in_child=_archive.cache_clear)  # else processes would move each other's place in the file
-
-
-def list_files(root: epath.Path, kinds: tuple[str, ...]) -> dict[str, str]:
-    """Name -> location of all files below the folders `kinds`; a file in the tree goes before the same one in a zip.
-
-    Raises:
-      Failure: BAD_DATA if a zip file or folder cannot be read.
-    """
-
-    def refuse(error: Exception) -> None:
-        raise entry.Failure(entry.BAD_DATA, f'{getattr(error, "filename", None) or root}: cannot be read ({error}).')
-
-    found = {}
-    for path in sorted(root.glob('*.zip')):
-        try:
-            names = [info.filename for info in _archive(str(path)).infolist() if not info.is_dir()]
-        except READ_ERRORS as error:
-            raise entry.Failure(
-                entry.BAD_DATA,
-                f'{path}: not a whole zip file ({error}), probably an interrupted download. Get it again.',
-            ) from error
-        found |= {name: f'{path.name}!{name}' for name in names if name.split('/')[0] in kinds}
-    for kind in kinds:
-        if not (root / kind).is_dir():
-            continue
-        for folder, _, files in (root / kind).walk(on_error=refuse):
-            below = folder.relative_to(root).as_posix()
-            found |= {f'{below}/{file}': f'{below}/{file}' for file in files}
-    return {name: found[name] for name in sorted(found) if not name.rpartition('/')[2].startswith(_HIDDEN)}
 
 
 def scan(cityscapes_dir: epath.PathLike, annotations: str = FINE, folders: tuple[str, ...] = tuple(SPLITS)) -> Scan:
@@ -145,12 +85,12 @@ def scan(cityscapes_dir: epath.PathLike, annotations: str = FINE, folders: tuple
       Failure: MISSING_INPUT if the folder is not a dataset in this layout.
     """
     root = epath.Path(cityscapes_dir)
-    files = list_files(root, (IMAGES, FINE, COARSE)) if root.is_dir() else {}
-    if not any(name.startswith(f'{IMAGES}/') for name in files):
+    found = files.list_all(root, (IMAGES, FINE, COARSE)) if root.is_dir() else {}
+    if not any(name.startswith(f'{IMAGES}/') for name in found):
         raise entry.Failure(entry.MISSING_INPUT, _wrong_folder(root))
     kind_of = {folder: COARSE if folder == 'train_extra' else annotations for folder in folders}
     result = Scan([], [], [])
-    by_place = _sort_out(files, kind_of, result)
+    by_place = _sort_out(found, kind_of, result)
     for folder in folders:
         found_images = _by_stem(by_place[IMAGES, folder], _IMAGE_SUFFIXES, result)
         suffixes = tuple(f'_{kind_of[folder]}{suffix}' for suffix in _LABEL_SUFFIXES)
@@ -204,10 +144,10 @@ def _wrong_folder(root: epath.Path) -> str:
     )
 
 
-def _sort_out(files: dict[str, str], kind_of: dict[str, str], result: Scan) -> dict[tuple[str, str], list[str]]:
+def _sort_out(found: dict[str, str], kind_of: dict[str, str], result: Scan) -> dict[tuple[str, str], list[str]]:
     """(kind, split folder) -> locations of the files two folders below; notes what lies anywhere else."""
     places, flat, unknown = collections.defaultdict(list), collections.Counter(), collections.Counter()
-    for name, location in files.items():
+    for name, location in found.items():
         kind, *folders, _ = name.split('/')
         if kind != IMAGES and kind not in kind_of.values():
             continue
@@ -306,24 +246,14 @@ def _check_pair(root: epath.Path, pair: Pair) -> tuple[Pair, str | None]:
     total, sizes = 0, []
     for location in filter(None, (pair.image, pair.label)):
         try:
-            total += _length(root, location)
+            total += files.size_of(root, location)
             if not location.endswith('.json'):
-                head = read_file(root, location, images.HEADER_BYTES)
+                head = files.read(root, location, images.HEADER_BYTES)
                 sizes.append(images.check_header(head, location, is_label=location == pair.label))
         except ValueError as error:
             return pair, f'{location}: {error}'
-        except READ_ERRORS as error:
-            return pair, unreadable(location, error)
+        except files.READ_ERRORS as error:
+            return pair, files.unreadable(location, error)
     if len(sizes) == 2 and None not in sizes and sizes[0] != sizes[1]:
         return pair, f'{pair.label}: {images.size_mismatch(*sizes)}'
     return dataclasses.replace(pair, size=total), None
-
-
-def _length(root: epath.Path, location: str) -> int:
-    archive, _, name = location.rpartition('!')
-    return _archive(str(root / archive)).getinfo(name).file_size if archive else (root / name).stat().length
-
-
-def unreadable(location: str, error: Exception) -> str:
-    reason = getattr(error, 'strerror', None) or error
-    return f'{location}: cannot be read ({reason}). Check its permissions and the disk, or copy it again.'

@@ -107,4 +107,5 @@ def test_unfinished_and_missing_folders(folder, tmp_path):
     assert verify(f'--data_dir={tmp_path}').returncode == entry.MISSING_INPUT
     shutil.copytree(folder / 'records', tmp_path / 'records')
     (tmp_path / 'records' / records.BUILDING).mkdir()
+    (tmp_path / 'records' / records.PLAN).touch()
     assert 'has not finished' in problems(tmp_path / 'records')
