@@ -71,7 +71,7 @@ def list_all(root: epath.Path, kinds: tuple[str, ...]) -> dict[str, str]:
         if not (root / kind).is_dir():
             continue
         for folder, _, names in (root / kind).walk(on_error=refuse):
-            below = folder.relative_to(root).as_posix()
+            below = kind + _without_scheme(folder).removeprefix(_without_scheme(root / kind))
             found |= {f'{below}/{name}': f'{below}/{name}' for name in names}
     return {name: found[name] for name in sorted(found) if not name.rpartition('/')[2].startswith(_HIDDEN)}
 
@@ -79,6 +79,11 @@ def list_all(root: epath.Path, kinds: tuple[str, ...]) -> dict[str, str]:
 def unreadable(location: str, error: Exception) -> str:
     reason = getattr(error, 'strerror', None) or error
     return f'{location}: cannot be read ({reason}). Check its permissions and the disk, or copy it again.'
+
+
+def _without_scheme(path: epath.Path) -> str:
+    """What epath's walk yields where it goes through fsspec."""
+    return os.fspath(path).rpartition('://')[2]
 
 
 def _join(root: epath.PathLike, name: str) -> str:
@@ -92,7 +97,12 @@ def _open(path: str) -> io.IOBase:
 
 @functools.lru_cache(maxsize=16)
 def _archive(path: str) -> zipfile.ZipFile:
-    return zipfile.ZipFile(epath.Path(path).open('rb'))
+    if not records.is_remote(path):
+        return zipfile.ZipFile(path)
+    opened = epath.Path(path).open('rb')  # with tf.io.gfile not a file, but a context in which there is one
+    archive = zipfile.ZipFile(opened.__enter__())
+    archive.opened = opened  # which ends when nobody refers to it any more
+    return archive
 
 
 os.register_at_fork(after_in_child=_archive.cache_clear)  # else processes would move each other's place in the file
