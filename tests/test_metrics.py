@@ -47,14 +47,54 @@ def test_void_is_not_counted_but_predicting_it_costs():
     assert scores['eval/miou_present'] == pytest.approx(60 / 101)
 
 
-def test_counting_matches_a_loop_and_keeps_unknown_ids_apart():
+@pytest.mark.parametrize('size', [(1, 1), (1, 40), (37, 1), (30, 64), (29, 61), (16, 44), (0, 5), (5, 0)])
+@pytest.mark.parametrize('grain', [1, 6])
+def test_counting_matches_a_loop_and_keeps_unknown_ids_apart(size, grain):
+    """Any width, smooth label maps and noise."""
     rng = np.random.default_rng(0)
-    truth, prediction = rng.integers(0, 6, 500).astype(np.uint8), rng.integers(0, 5, 500).astype(np.uint8)
-    truth[truth == 5] = 255
-    counts = metrics.confusion_matrix(truth, prediction, 5).numpy()
+
+    def draw(ids):
+        coarse = rng.integers(0, ids, (-(-size[0] // grain), -(-size[1] // grain))).astype(np.uint8)
+        return coarse.repeat(grain, 0).repeat(grain, 1)[: size[0], : size[1]]
+
+    truth, prediction = draw(6), draw(5)
+    truth = np.where(truth == 5, np.uint8(255), truth)
     expected = np.zeros((5, 5), np.int64)
-    for t, p in zip(truth, prediction, strict=True):
+    for t, p in zip(truth.ravel(), prediction.ravel(), strict=True):
         if t < 5:
             expected[t, p] += 1
+    counts = metrics.count_pairs(truth, prediction, 5)
     np.testing.assert_array_equal(counts[:-1].reshape(5, 5), expected)
     assert counts[-1] == (truth == 255).sum()
+
+
+def test_counting_refuses_what_it_cannot_count():
+    truth = np.zeros((20, 16), np.uint8)
+    with pytest.raises(ValueError, match='predicted id 7'):
+        metrics.count_pairs(truth, np.where(np.arange(16) < 9, truth, np.uint8(7)), 7)
+    with pytest.raises(ValueError, match='prediction'):
+        metrics.count_pairs(truth, truth[:, :8], 7)
+
+
+def test_a_model_of_all_ids_is_scored_over_its_own_classes_too():
+    road, void = 7, 0
+    confusion = np.zeros((34, 34), np.int64)
+    confusion[void, void], confusion[void, road], confusion[road, road] = 30, 10, 60
+    own = metrics.iou_of_all_ids(confusion, labels.CITYSCAPES)
+    assert own['unlabeled'] == 0.75 and own['road'] == pytest.approx(60 / 70) and np.isnan(own['car'])
+    scores = metrics.scores(confusion, labels.CITYSCAPES)
+    assert scores['eval/miou_all_ids'] == pytest.approx((0.75 + 60 / 70) / 2) and scores['eval/miou'] == 1.0
+    assert scores['eval/accuracy_all_ids'] == 0.9 and scores['eval/accuracy'] == 1.0
+
+
+def test_accuracies():
+    road, building, car, void = 7, 11, 26, 0
+    confusion = np.zeros((34, 34), np.int64)
+    confusion[road, road], confusion[road, car] = 90, 10
+    confusion[building, building], confusion[building, void] = 10, 10
+    scores = metrics.scores(confusion, labels.CITYSCAPES)
+    assert scores['eval/accuracy'] == pytest.approx(100 / 120)
+    assert scores['eval/class_accuracy'] == pytest.approx((0.9 + 0.5) / 2)  # of the classes that occur
+    assert np.isnan(scores['eval/class_accuracy/car'])
+    empty = metrics.scores(np.zeros((34, 34), np.int64), labels.CITYSCAPES)
+    assert all(np.isnan(value) for value in empty.values())

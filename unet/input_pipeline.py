@@ -281,8 +281,8 @@ def eval_dataset(reader: Reader, batches: np.ndarray) -> tf.data.Dataset:
       batches: int64 [n, batch], as `eval_batches` makes them.
 
     Yields:
-      'image' uint8 [b, h, w, 3] and 'label' uint8 [b, h, w] in label ids, b the batch's examples. A batch of none has
-      one void image of 16x16, so that no layer ever sees an empty tensor.
+      'example' int64 [b], 'image' uint8 [b, h, w, 3] and 'label' uint8 [b, h, w] in label ids, b the batch's examples.
+      A batch of none has one void image of 16x16, so that no layer ever sees an empty tensor.
     """
 
     def decode(example: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -297,6 +297,7 @@ def eval_dataset(reader: Reader, batches: np.ndarray) -> tf.data.Dataset:
             lambda: (tf.zeros([1, 16, 16, 3], tf.uint8), tf.fill([1, 16, 16], tf.constant(IGNORED, tf.uint8))),
         )
         return {
+            'example': examples,
             'image': tf.ensure_shape(image, [None, None, None, 3]),
             'label': tf.ensure_shape(label, [None, None, None]),
         }

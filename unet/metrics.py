@@ -1,31 +1,78 @@
 """Scores from one confusion matrix in label ids, which is exact for any batch, order and number of replicas.
 
+    confusion = metrics.count_pairs(truth, prediction, num_ids)[:-1].reshape(num_ids, num_ids)
+    scores = metrics.scores(confusion, table)     # {'eval/miou': 0.71, ...}
+
 Source of the official rules: cityscapesScripts, evaluation/evalPixelLevelSemanticLabeling.py.
 """
 
+import math
+from collections.abc import Iterable
+
 import numpy as np
-import tensorflow as tf
 
 from data_prep import labels
 
+_CROWDED = 0.25  # share of words with a change from which counting pixel by pixel is faster
 
-def confusion_matrix(truth: tf.Tensor, prediction: tf.Tensor, num_ids: int) -> tf.Tensor:
-    """Counts pixels by true and predicted label id, in graph.
+
+def count_pairs(truth: np.ndarray, prediction: np.ndarray, num_ids: int) -> np.ndarray:
+    """Counts pixels by true and predicted label id.
+
+    Most pixels of a label map are like the one above. So the first row is counted as if all rows were like it; where a
+    pixel differs from the one above, what it is counts once more for each row from there on, and what is above it once
+    less. Such pixels are found by comparing words of up to eight pixels.
 
     Args:
-      truth: uint8, any shape. Values of `num_ids` and above (255 in void images) are counted in an extra bin.
-      prediction: uint8, the same shape, below `num_ids`.
+      truth: uint8 [h, w]. Values of `num_ids` and above (255 in void images) are counted in an extra bin.
+      prediction: uint8 [h, w], below `num_ids`.
       num_ids: n, one more than the largest label id.
 
     Returns:
       int64 [n * n + 1]: the matrix in row-major order, rows true ids, and the number of pixels of the extra bin.
+
+    Raises:
+      ValueError: if shapes differ or a predicted id is not below `num_ids`.
     """
-    truth, prediction = tf.cast(tf.reshape(truth, [-1]), tf.int32), tf.cast(tf.reshape(prediction, [-1]), tf.int32)
+    if truth.shape != prediction.shape:
+        raise ValueError(f'truth is {truth.shape}, prediction {prediction.shape}')
+    height, width = truth.shape
+    word = np.dtype(f'u{math.gcd(width, 8)}')
+    true, predicted = (np.ascontiguousarray(array).view(word) for array in (truth, prediction))
+    changes = true[1:] != true[:-1]
+    changes |= predicted[1:] != predicted[:-1]
+    above = np.flatnonzero(changes)
+    if len(above) > _CROWDED * changes.size:
+        return _histogram(truth.ravel(), prediction.ravel(), None, num_ids)
+    below = above + true.shape[1]
+    rows_left = (height - 1.0) - above // max(true.shape[1], 1)
+    true, predicted = true.ravel(), predicted.ravel()
+    old, new = (true[above], predicted[above]), (true[below], predicted[below])
+    differing = (old[0] ^ new[0]) | (old[1] ^ new[1])
+    pixels = np.flatnonzero(differing.view(np.uint8) != 0)
+    rows_left = rows_left[pixels // word.itemsize]
+    counts = height * _histogram(truth[:1].ravel(), prediction[:1].ravel(), None, num_ids)
+    counts += _histogram(*(words.view(np.uint8)[pixels] for words in new), rows_left, num_ids)
+    counts -= _histogram(*(words.view(np.uint8)[pixels] for words in old), rows_left, num_ids)
+    return counts
+
+
+def _histogram(truth: np.ndarray, prediction: np.ndarray, times: np.ndarray | None, num_ids: int) -> np.ndarray:
+    """The result of `count_pairs` for pixels [k] that each count `times` [k]; None: once."""
     bins = num_ids * num_ids
-    with tf.device('/cpu:0'):  # bincount on a GPU is refused in deterministic mode
-        pair = tf.where(truth < num_ids, truth * num_ids + prediction, bins)
-        counts = tf.math.bincount(pair, minlength=bins + 1, maxlength=bins + 1, dtype=tf.int32)
-        return tf.cast(counts, tf.int64)
+    if prediction.max(initial=0) >= num_ids:
+        raise ValueError(f'predicted id {prediction.max()}, but ids end at {num_ids - 1}')
+    pairs = truth.astype(np.intp)
+    pairs *= num_ids
+    pairs += prediction
+    np.minimum(pairs, bins, out=pairs)
+    return np.bincount(pairs, times, minlength=bins + 1).astype(np.int64)  # float64 is exact up to 2**53
+
+
+def iou(hits: int, missed: int, false: int) -> float:
+    """Intersection over union; NaN where there is nothing to find and nothing was found."""
+    union = hits + missed + false
+    return float(hits / union) if union else float('nan')
 
 
 def class_iou(confusion: np.ndarray, table: labels.Table) -> dict[str, float]:
@@ -39,54 +86,85 @@ def class_iou(confusion: np.ndarray, table: labels.Table) -> dict[str, float]:
       confusion: int64 [n, n], rows true ids, columns predicted ids.
       table: the label table.
     """
-    scored = [label.id for label in labels.classes(table)]
     scores = {}
     for label in labels.classes(table):
         hits = confusion[label.id, label.id]
         missed = confusion[label.id].sum() - hits
-        false = confusion[scored, label.id].sum() - hits
-        union = hits + missed + false
-        scores[label.name] = float(hits / union) if union else float('nan')
+        scores[label.name] = iou(hits, missed, false_positives(confusion, table, [label.id]))
+    return scores
+
+
+def false_positives(confusion: np.ndarray, table: labels.Table, predicted: list[int]) -> int:
+    """Pixels predicted as one of the ids `predicted` whose true id is scored and is none of these."""
+    others = [label.id for label in labels.classes(table) if label.id not in predicted]
+    return confusion[np.ix_(others, predicted)].sum()
+
+
+def categories(table: labels.Table) -> dict[str, list[int]]:
+    """The scored label ids of each category, categories in the order of the table; without those that score none."""
+    names = dict.fromkeys(label.category for label in table if label.category and not label.ignored)
+    return {name: [label.id for label in table if label.category == name and not label.ignored] for name in names}
+
+
+def category_iou(confusion: np.ndarray, table: labels.Table) -> dict[str, float]:
+    """Like `class_iou`, with the scored classes of a category taken for one."""
+    scores = {}
+    for name, ids in categories(table).items():
+        hits = confusion[np.ix_(ids, ids)].sum()
+        missed = confusion[ids].sum() - hits
+        scores[name] = iou(hits, missed, false_positives(confusion, table, ids))
     return scores
 
 
 def scores(confusion: np.ndarray, table: labels.Table) -> dict[str, float]:
-    """All scores of an evaluation, as fractions.
+    """All scores that a confusion matrix holds, as fractions.
 
     Returns:
       'eval/miou': the official mean over the scored classes, left out are classes that neither occur nor are predicted;
       'eval/miou_present': the mean over the scored classes that occur in the ground truth;
       'eval/miou_all_ids': the mean over all label ids that occur or are predicted, void ones too;
+      'eval/miou_categories': the official mean over the categories;
       'eval/accuracy': share of the scored pixels that are right;
-      'eval/iou/<class>': of each class, NaN where it does not exist.
+      'eval/accuracy_all_ids': share of all pixels that are right, void ones too;
+      'eval/class_accuracy': the mean over the scored classes that occur of the share of their pixels that is right;
+      'eval/iou/<class>', 'eval/class_accuracy/<class>', 'eval/category_iou/<category>': of each, NaN where it does not
+        exist.
     """
-    by_class = class_iou(confusion, table)
+    by_class, by_category = class_iou(confusion, table), category_iou(confusion, table)
     present = [by_class[label.name] for label in labels.classes(table) if confusion[label.id].any()]
     hits = np.diag(confusion)
-    union = confusion.sum(0) + confusion.sum(1) - hits
     scored = [label.id for label in labels.classes(table)]
+    recall = {label.name: _share(hits[label.id], confusion[label.id].sum()) for label in labels.classes(table)}
     return {
         'eval/miou': mean(by_class.values()),
         'eval/miou_present': mean(present),
-        'eval/miou_all_ids': mean((hits[union > 0] / union[union > 0]).tolist()),
-        'eval/accuracy': mean([hits[scored].sum() / max(confusion[scored].sum(), 1)]),
+        'eval/miou_all_ids': mean(iou_of_all_ids(confusion, table).values()),
+        'eval/miou_categories': mean(by_category.values()),
+        'eval/accuracy': _share(hits[scored].sum(), confusion[scored].sum()),
+        'eval/accuracy_all_ids': _share(hits.sum(), confusion.sum()),
+        'eval/class_accuracy': mean(recall.values()),
         **{f'eval/iou/{name}': value for name, value in by_class.items()},
+        **{f'eval/class_accuracy/{name}': value for name, value in recall.items()},
+        **{f'eval/category_iou/{name}': value for name, value in by_category.items()},
     }
 
 
-def mean(values) -> float:
+def iou_of_all_ids(confusion: np.ndarray, table: labels.Table) -> dict[str, float]:
+    """Intersection over union of every label id by its name, all ids counting alike, void ones too: the plain mean over
+    a model's own 34 outputs that the blog post scored by. NaN for an id that neither occurs nor is predicted."""
+    names = {label.id: label.name for label in table}
+    hits, true, predicted = np.diag(confusion), confusion.sum(1), confusion.sum(0)
+    return {
+        names.get(id_, str(id_)): iou(hits[id_], true[id_] - hits[id_], predicted[id_] - hits[id_])
+        for id_ in range(len(confusion))
+    }
+
+
+def mean(values: Iterable[float]) -> float:
     """The mean of the values that exist; NaN if none does."""
     values = [value for value in values if not np.isnan(value)]
     return float(sum(values) / len(values)) if values else float('nan')
 
 
-def table_of_classes(confusion: np.ndarray, table: labels.Table) -> str:
-    """A text table: per class its IoU in per cent and its share of the ground truth's scored pixels."""
-    by_class = class_iou(confusion, table)
-    scored = sum(confusion[label.id].sum() for label in labels.classes(table))
-    lines = [f'{"class":<16}{"IoU %":>8}{"pixels %":>10}']
-    for label in labels.classes(table):
-        value, pixels = by_class[label.name], confusion[label.id].sum()
-        shown = '-' if np.isnan(value) else f'{100 * value:.2f}'
-        lines.append(f'{label.name:<16}{shown:>8}{100 * pixels / max(scored, 1):>10.2f}')
-    return '\n'.join(lines)
+def _share(part: int, whole: int) -> float:
+    return float(part / whole) if whole else float('nan')

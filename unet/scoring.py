@@ -1,9 +1,13 @@
-"""Scores a split: every example exactly once, for any number of examples, batch and replicas.
+"""Predicts a split, every example exactly once, for any number of examples, batch, replicas and processes.
 
-confusion = scoring.confusion_of_split(strategy, predict, split, num_ids=34, batch=1)
+    for example, truth, prediction in scoring.predictions(strategy, predict, split, batch=1):
+        ...                                     # uint8 [h, w] each, on the host
+    confusion = scoring.confusion_of_split(strategy, predict, split, num_ids=34, batch=1)
+
+Each process sees its own share of the examples; the confusion matrix is the sum over all of them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import tensorflow as tf
@@ -17,6 +21,72 @@ _COMPILED_SIZES = 4  # compile the prediction if there are at most so many image
 
 class Interrupted(Exception):
     """An evaluation was broken off by a request to stop."""
+
+
+def predictions(
+    strategy: tf.distribute.Strategy,
+    predict: Callable[[tf.Tensor], tf.Tensor],
+    split: records.Split,
+    *,
+    batch: int,
+    jit_compile: bool = False,
+    stop: Callable[[], bool] = lambda: False,
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Predicts this process's share of a split. Over all processes every example comes exactly once.
+
+    Args:
+      strategy: whose replicas share the work.
+      predict: uint8 [b, h, w, 3] -> label ids uint8 [b, h, w].
+      split: what to predict, at the size it is stored.
+      batch: images per replica; only images of one size share a batch.
+      jit_compile: compile the prediction with XLA, unless there are many image sizes.
+      stop: whether this process has been asked to stop; if any has, all of them break off after the same batch.
+
+    Yields:
+      The example's number in the split, its true label ids and the predicted ones, uint8 [h, w].
+
+    Raises:
+      Interrupted: after a request to stop.
+    """
+    replicas = strategy.num_replicas_in_sync
+    batches = input_pipeline.eval_batches(split, batch, replicas)
+    reader = input_pipeline.Reader(split)
+    rank, processes = cluster.place(strategy)
+    local = replicas // processes
+    ours = batches.reshape(-1, processes, local, batch)[:, rank]  # each replica's row of each round
+    # Not a distributed dataset: over several processes its every element would cost an all-reduce, since shapes differ.
+    dataset = iter(input_pipeline.eval_dataset(reader, ours.reshape(-1, batch)))
+    if jit_compile and len({*zip(split.height.tolist(), split.width.tolist(), strict=True)}) <= _COMPILED_SIZES:
+        predict = tf.function(predict, jit_compile=True)
+
+    @tf.function(reduce_retracing=True)
+    def predict_on_all(images, stop):
+        asked = strategy.run(lambda: tf.cast(stop, tf.int32))
+        return strategy.run(predict, args=(images,)), strategy.reduce(tf.distribute.ReduceOp.SUM, asked, axis=None)
+
+    def on_host(examples, predicted, asked) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        if asked.numpy():
+            raise Interrupted
+        for known, found in zip(examples, strategy.experimental_local_results(predicted), strict=True):
+            numbers = known['example'].numpy().tolist()  # none in a batch of none, whose one image only stands in
+            yield from zip(numbers, known['label'].numpy(), found.numpy(), strict=bool(numbers))
+
+    try:
+        before = None  # a GPU computes while the batch before is taken from it and dealt with
+        for _ in ours:
+            examples = [next(dataset) for _ in range(local)]
+            parts = iter(examples)
+            images = strategy.experimental_distribute_values_from_function(lambda _, parts=parts: next(parts)['image'])
+            now = examples, *predict_on_all(images, tf.constant(bool(stop())))
+            if before:
+                yield from on_host(*before)
+            before = now
+        if before:
+            yield from on_host(*before)
+    except tf.errors.OpError:
+        if reader.failure:
+            raise reader.failure from None
+        raise
 
 
 def confusion_of_split(
@@ -33,22 +103,29 @@ def confusion_of_split(
     """Predicts every example and counts its pixels.
 
     Args:
-      strategy: whose replicas share the work.
-      predict: uint8 [b, h, w, 3] -> label ids uint8 [b, h, w].
-      split: what to score, at the size it is stored.
+      strategy, predict, split, batch, jit_compile, stop: see `predictions`.
       num_ids: n, one more than the largest label id.
-      batch: images per replica; only images of one size share a batch.
-      jit_compile: compile the prediction with XLA, unless there are many image sizes.
-      tick: called with the number of examples done after each batch.
-      stop: whether this process has been asked to stop; if any has, all of them break off after the same batch.
+      tick: called with the number of examples done, as far as this process knows, after each.
 
     Returns:
-      int64 [n, n], rows true ids, columns predicted ids.
+      int64 [n, n], rows true ids, columns predicted ids, of all processes.
 
     Raises:
       Interrupted: after a request to stop.
       Failure: BAD_DATA if the split has images without labels, or label ids of `num_ids` and above.
     """
+    check_labelled(split)
+    counts = np.zeros(num_ids * num_ids + 1, np.int64)
+    _, processes = cluster.place(strategy)
+    found = predictions(strategy, predict, split, batch=batch, jit_compile=jit_compile, stop=stop)
+    for done, (_, truth, prediction) in enumerate(found, 1):
+        counts += metrics.count_pairs(truth, prediction, num_ids)
+        tick(min(done * processes, len(split)))
+    return as_matrix(_sum_over_processes(strategy, counts), split, num_ids)
+
+
+def check_labelled(split: records.Split) -> None:
+    """Raises Failure BAD_DATA if the split has images without labels."""
     if not split.labelled.all():
         unlabelled = split.image_ids[int(np.argmin(split.labelled))]
         raise entry.Failure(
@@ -56,51 +133,29 @@ def confusion_of_split(
             f'split {split.name!r} holds images without labels ({unlabelled}, ...): there is nothing to score. '
             'Use python -m unet.predict for them, or score --split=validation.',
         )
-    replicas = strategy.num_replicas_in_sync
-    batches = input_pipeline.eval_batches(split, batch, replicas)
-    reader = input_pipeline.Reader(split)
-    rank, processes = cluster.place(strategy)
-    ours = batches.reshape(-1, processes, replicas // processes, batch)[:, rank]  # each replica's row of each round
-    # Not a distributed dataset: over several processes its every element would cost an all-reduce, since shapes differ.
-    dataset = iter(input_pipeline.eval_dataset(reader, ours.reshape(-1, batch)))
-    if jit_compile and len({*zip(split.height.tolist(), split.width.tolist(), strict=True)}) <= _COMPILED_SIZES:
-        predict = tf.function(predict, jit_compile=True)
-
-    def replica_count(examples: dict[str, tf.Tensor], stop: tf.Tensor) -> tf.Tensor:
-        counts = metrics.confusion_matrix(examples['label'], predict(examples['image']), num_ids)
-        return tf.concat([counts, tf.cast(stop, counts.dtype)[None]], 0)
-
-    @tf.function(reduce_retracing=True)
-    def count(examples, stop):
-        counts = strategy.run(replica_count, args=(examples, stop))
-        return strategy.reduce(tf.distribute.ReduceOp.SUM, counts, axis=None)
-
-    total = np.zeros(num_ids * num_ids + 1, np.int64)
-    try:
-        for number in range(1, len(ours) + 1):
-            examples = strategy.experimental_distribute_values_from_function(lambda _: next(dataset))
-            counts = count(examples, tf.constant(bool(stop()))).numpy()
-            if counts[-1]:
-                raise Interrupted
-            total += counts[:-1]
-            tick(int((batches[: number * replicas] >= 0).sum()))
-    except tf.errors.OpError:
-        if reader.failure:
-            raise reader.failure from None
-        raise
-    _check_counted(total, split, batches, num_ids)
-    return total[:-1].reshape(num_ids, num_ids)
 
 
-def _check_counted(total: np.ndarray, split: records.Split, batches: np.ndarray, num_ids: int) -> None:
-    """Every pixel of every example was counted once, and none had an unknown label id."""
+def as_matrix(counts: np.ndarray, split: records.Split, num_ids: int) -> np.ndarray:
+    """The counts of a whole split, as `metrics.count_pairs` gives them, as a matrix int64 [n, n], once it is sure that
+    every pixel of every example was counted once and that none had an unknown label id."""
     pixels = int((split.height.astype(np.int64) * split.width).sum())
-    void = 16 * 16 * int((batches < 0).all(1).sum())  # the images that stand in for empty batches
-    if total.sum() != pixels + void:
-        raise AssertionError(f'counted {total.sum() - void} pixels of {pixels}')
-    if total[-1] != void:
+    if counts.sum() != pixels:
+        raise AssertionError(f'counted {counts.sum()} pixels of {pixels}')
+    if counts[-1]:
         raise entry.Failure(
             entry.BAD_DATA,
-            f'split {split.name!r} holds {total[-1] - void:,} pixels with label ids of {num_ids} and above, which are '
+            f'split {split.name!r} holds {counts[-1]:,} pixels with label ids of {num_ids} and above, which are '
             'not in the label table. Were train ids (255 for void) stored instead of label ids?',
         )
+    return counts[:-1].reshape(num_ids, num_ids)
+
+
+def _sum_over_processes(strategy: tf.distribute.Strategy, counts: np.ndarray) -> np.ndarray:
+    """The sum of the int64 arrays that the processes call this with; returns once all of them have."""
+    if cluster.place(strategy)[1] == 1:
+        return counts
+    parts = iter([counts])  # a process's first replica brings them, its others zeros
+    values = strategy.experimental_distribute_values_from_function(
+        lambda _: tf.constant(next(parts, np.zeros_like(counts)))
+    )
+    return tf.function(lambda: strategy.reduce(tf.distribute.ReduceOp.SUM, values, axis=None))().numpy()
