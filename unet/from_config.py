@@ -41,13 +41,24 @@ def predictor(config: ConfigDict, net: keras.Model, table: labels.Table) -> Call
     """uint8 images [b, h, w, 3] of any size -> label ids, uint8 [b, h, w]."""
     return inference.make_predictor(
         model.for_inference(net),
-        padding=config.model.padding,
-        depth=config.model.depth,
-        tile=tuple(config.data.crop),
         id_of_class=tf.constant(id_of_class(config.labels, table)),
-        resize=tuple(config.eval.resize),
-        resize_method=config.data.resize_method,
+        **_what_surrounds(config),
     )
+
+
+def logits(config: ConfigDict, net: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
+    """uint8 images [b, h, w, 3] of any size -> logits [b, h, w, classes], of which `predictor` takes the largest."""
+    return inference.make_logits(model.for_inference(net), **_what_surrounds(config))
+
+
+def _what_surrounds(config: ConfigDict) -> dict[str, object]:
+    return {
+        'padding': config.model.padding,
+        'depth': config.model.depth,
+        'tile': tuple(config.data.crop),
+        'resize': tuple(config.eval.resize),
+        'resize_method': config.data.resize_method,
+    }
 
 
 def id_of_class(learnt: str, table: labels.Table) -> np.ndarray:

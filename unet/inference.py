@@ -30,30 +30,52 @@ def make_predictor(
     """A function of uint8 images [batch, h, w, 3] of any size that returns label ids, uint8 [batch, h, w].
 
     Args:
+      network, padding, depth, tile, resize, resize_method: see `make_logits`.
+      id_of_class: uint8 [classes], the label id of each of the network's outputs.
+    """
+    logits_of = make_logits(
+        network, padding=padding, depth=depth, tile=tile, resize=resize, resize_method=resize_method
+    )
+
+    def predict(images: tf.Tensor) -> tf.Tensor:
+        return tf.gather(id_of_class, tf.argmax(logits_of(images), -1, tf.int32))
+
+    return predict
+
+
+def make_logits(
+    network: keras.Model,
+    *,
+    padding: str,
+    depth: int,
+    tile: tuple[int, int],
+    resize: tuple[int, int] = (0, 0),
+    resize_method: str = 'bilinear',
+) -> Callable[[tf.Tensor], tf.Tensor]:
+    """A function of uint8 images [batch, h, w, 3] of any size that returns logits [batch, h, w, classes].
+
+    Args:
       network: from images in [-1, 1] to logits.
       padding, depth: the network's.
       tile: height and width that an unpadded network is fed with.
-      id_of_class: uint8 [classes], the label id of each of the network's outputs.
       resize: size the network sees; (0, 0): the image's own. The logits are resized back.
       resize_method: 'bilinear' or 'nearest', of the image.
     """
 
-    def logits_of(image: tf.Tensor) -> tf.Tensor:
+    def network_logits(image: tf.Tensor) -> tf.Tensor:
         if padding == 'valid':
             margin = [(side - output_size(side, depth, padding)) // 2 for side in tile]
             return tiled_logits(network, image, tile=tile, margin=margin)
         return padded_logits(network, image, multiple=2 ** (depth - 1))
 
-    def predict(images: tf.Tensor) -> tf.Tensor:
+    def logits_of(images: tf.Tensor) -> tf.Tensor:
         size = tf.shape(images)[1:3]
         if any(resize):
             images = input_pipeline.resize_image(images, resize, resize_method)
-        logits = logits_of(input_pipeline.normalize(images, network.inputs[0].dtype))
-        if any(resize):
-            logits = tf.image.resize(logits, size)
-        return tf.gather(id_of_class, tf.argmax(logits, -1, tf.int32))
+        logits = network_logits(input_pipeline.normalize(images, network.inputs[0].dtype))
+        return tf.image.resize(logits, size) if any(resize) else logits
 
-    return predict
+    return logits_of
 
 
 def mirrored(size: tf.Tensor, before: int, length: tf.Tensor) -> tf.Tensor:
