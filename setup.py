@@ -16,6 +16,7 @@ CORE = [
     'etils[epath]>=1.10',  # paths that may be local, gs:// and so on
     'google-crc32c>=1.6',  # the checksum of the TFRecord format, without TensorFlow
     'deflate>=0.7',  # libdeflate: inflates and checks PNG files several times as fast as zlib
+    'matplotlib>=3.9',  # the heat map of a confusion matrix
     'pillow>=11',  # PNG and JPEG outside of TensorFlow, pictures with text
     'tqdm>=4.66',  # progress bars
 ]

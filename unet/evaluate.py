@@ -1,66 +1,194 @@
 """Scores a run's checkpoint on a split, every image at its original size, by the official Cityscapes rules.
 
     python -m unet.evaluate --workdir=runs/cityscapes --data_dir=data/cityscapes --checkpoint=best
+    python -m unet.evaluate --workdir=runs/cityscapes --window=512x1024 --scales=0.75,1,1.25 --flip
+    python -m unet.evaluate --workdir=runs/cityscapes --submission_dir=submission
 
-Prints the IoU of each class and writes evaluate-<split>.json, with the confusion matrix, to the workdir.
+Prints a table per class and writes evaluate-<split>.json (every score, the confusion matrix, each image's score) and
+confusion-<split>.png to the workdir. --cityscapes_dir, which holds the instance files, adds the
+instance-weighted iIoU. --submission_dir writes and checks the files for the benchmark server, of the split test
+unless --split is given, and packs them into <submission_dir>.zip. Of several processes (launch.local
+--module=unet.evaluate, or a cluster) each predicts its share of the images.
 """
 
+import contextlib
 import json
 import math
 import os
+import re
 
 from absl import flags
 
+from configs.default import output_size
 from launch import entry
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; required.')
 _DATA_DIR = flags.DEFINE_string('data_dir', 'data/cityscapes', 'Record folder.')
-_SPLIT = flags.DEFINE_string('split', 'validation', 'Split to score.')
+_SPLIT = flags.DEFINE_string('split', None, 'Split to score; default validation, or test with --submission_dir.')
 _CHECKPOINT = flags.DEFINE_string(
     'checkpoint', 'best', "'best', 'latest', or the path of a checkpoint (without .index)."
 )
 _BATCH = flags.DEFINE_integer('batch', None, 'Images per device; default config.eval.batch.', lower_bound=1)
+_CITYSCAPES_DIR = flags.DEFINE_string(
+    'cityscapes_dir', None, 'Folder with gtFine (or its zip): scores instances too, by *_gtFine_instanceIds.png.'
+)
+_WINDOW = flags.DEFINE_string(
+    'window',
+    None,
+    'Height x width in pixels, e.g. 512x1024: look at the image through overlapping windows of this size, blended at '
+    'the seams. An unpadded network always does; this is then the size of its input.',
+)
+_OVERLAP = flags.DEFINE_float(
+    'overlap', 0.25, 'Least share of a window that the next one covers again.', lower_bound=0, upper_bound=0.75
+)
+_SCALES = flags.DEFINE_list('scales', ['1'], 'Look at the image in each of these sizes, 1 being its own: mean counts.')
+_FLIP = flags.DEFINE_bool('flip', False, 'Look at the image mirrored left to right too; the mean counts.')
+_SUBMISSION_DIR = flags.DEFINE_string('submission_dir', None, 'Folder for the files for the benchmark server.')
+
+
+def parse_window(text: str, depth: int, padding: str) -> tuple[int, int]:
+    """'512x1024' -> (512, 1024). Raises Failure BAD_USAGE if the network takes no such size."""
+    match = re.fullmatch(r'(\d+)x(\d+)', text)
+    if not match:
+        raise entry.Failure(entry.BAD_USAGE, f'--window={text}: must be height x width in pixels, e.g. 512x1024')
+    window = int(match[1]), int(match[2])
+    for side in window:
+        if not output_size(side, depth, padding):
+            usable = [size for size in range(1, side + 200) if output_size(size, depth, padding)]
+            nearest = sorted(usable, key=lambda size: abs(size - side))[:2]
+            remedy = f'the nearest it takes are {sorted(nearest)}' if nearest else 'make it larger'
+            raise entry.Failure(
+                entry.BAD_USAGE, f'--window={text}: a network of depth {depth} takes no {side} pixels; {remedy}'
+            )
+    return window
+
+
+def parse_scales(texts: list[str]) -> tuple[float, ...]:
+    """['0.5', '1'] -> (0.5, 1.0). Raises Failure BAD_USAGE if these are not sizes."""
+    try:
+        scales = tuple(float(text) for text in texts)
+        usable = scales and all(0.1 <= scale <= 10 for scale in scales)
+    except ValueError:
+        usable = False
+    if not usable:
+        raise entry.Failure(
+            entry.BAD_USAGE, f'--scales={",".join(texts)}: must be numbers from 0.1 to 10, separated by commas'
+        )
+    return scales
 
 
 def main() -> None:
     if not _WORKDIR.value:
         raise entry.Failure(entry.BAD_USAGE, 'pass --workdir, the folder of a run of unet.main')
+    scales = parse_scales(_SCALES.value)
 
     with entry.quiet_import():
         from tqdm import tqdm
 
-        from data_prep import labels, records
-        from unet import cluster, console, from_config, metrics, scoring, workdir
+        from data_prep import records
+        from unet import cluster, from_config, instances, peers, scoring, stopping, submission, tally, workdir
 
     config = workdir.read_config(_WORKDIR.value)
-    split = records.read_split(_DATA_DIR.value, _SPLIT.value)
-    strategy = cluster.make_strategy(config.runtime.virtual_devices)
-    with strategy.scope():
-        config, table, network, path = from_config.trained(_WORKDIR.value, _CHECKPOINT.value)
-    with tqdm(total=len(split), unit='image', disable=None) as bar:
-        confusion = scoring.confusion_of_split(
-            strategy,
-            from_config.predictor(config, network, table),
-            split,
-            num_ids=labels.num_ids(table),
-            batch=_BATCH.value or config.eval.batch,
-            jit_compile=from_config.jit_compile(config, strategy.num_replicas_in_sync),
-            tick=lambda done: bar.update(done - bar.n),
+    looks = {'scales': scales, 'flip': _FLIP.value}
+    if _WINDOW.value:
+        window = parse_window(_WINDOW.value, config.model.depth, config.model.padding)
+        looks |= {'tile': window} if config.model.padding == 'valid' else {'window': window, 'overlap': _OVERLAP.value}
+    split = records.read_split(_DATA_DIR.value, _SPLIT.value or ('test' if _SUBMISSION_DIR.value else 'validation'))
+    scored = not _SUBMISSION_DIR.value or bool(split.labelled.all())
+    if scored:
+        scoring.check_labelled(split)
+    if _SUBMISSION_DIR.value:
+        submission.prepare(_SUBMISSION_DIR.value, split, records.read_manifest(_DATA_DIR.value))
+    instance_files = (
+        instances.find(_CITYSCAPES_DIR.value, split.image_ids) if _CITYSCAPES_DIR.value and scored else None
+    )
+
+    workers, runtime = cluster.workers(os.environ), config.runtime
+    with contextlib.ExitStack() as until_the_end:
+        group = until_the_end.enter_context(
+            peers.meet(workers.addresses, workers.rank, peer_seconds=runtime.peer_seconds)
         )
-    scores = metrics.scores(confusion, table)
+        if group.rank:  # several processes speak once
+            until_the_end.enter_context(contextlib.redirect_stdout(until_the_end.enter_context(open(os.devnull, 'w'))))
+        group.agree(f'the split {split.name}', split.digest(), 'give all ranks the same records')
+        strategy = cluster.make_strategy(
+            runtime.virtual_devices, workers, peer_seconds=runtime.peer_seconds, stall_seconds=runtime.stall_seconds
+        )
+        with strategy.scope():
+            config, table, network, path = from_config.trained(_WORKDIR.value, _CHECKPOINT.value)
+        group.agree('the checkpoint', path, 'the workdir must be on a filesystem that all hosts share')
+        if instance_files:
+            instances.check_classes(table)
+        compiled = from_config.jit_compile(config, strategy.num_replicas_in_sync)
+        found = scoring.predictions(
+            strategy,
+            from_config.predictor(config, network, table, **looks, jit_windows=compiled),
+            split,
+            batch=_BATCH.value or config.eval.batch,
+            jit_compile=compiled and 'window' not in looks,
+        )
+        if _SUBMISSION_DIR.value:
+            found = submission.written(found, submission.paths(_SUBMISSION_DIR.value, split))
+
+        stall = until_the_end.enter_context(stopping.Stall(runtime.stall_seconds))
+        bar = until_the_end.enter_context(tqdm(total=len(split), unit='image', disable=True if group.rank else None))
+
+        def tick() -> None:
+            bar.update(min(group.size, len(split) - bar.n))
+            stall.progress()
+
+        share = None
+        if scored:
+            share = tally.count(found, split, table, instance_files=instance_files, tick=tick)
+        else:
+            for _ in found:
+                tick()
+        shares = group.gather(share)
+        bar.close()
+        if group.rank == 0:
+            if _SUBMISSION_DIR.value:
+                archive = submission.check_and_zip(_SUBMISSION_DIR.value, split, table)
+                print(f'{len(split)} images of {split.name} by {path}, read back and found well: {archive}')
+            if scored:
+                _report(tally.merge(shares, split, table), config.labels, table, split.name, path, looks)
+        group.gather(None)  # nobody leaves before the files are written
+
+
+def _report(total, learnt: str, table, split: str, path: str, looks: dict) -> None:
+    """Prints the scores and writes the files of the workdir."""
+    from data_prep import labels, records
+    from unet import console, heatmap, metrics, tables
+
+    scores = total.scores(table)
+    headline = console.headline(scores)
+    if learnt == 'label_ids':
+        own = metrics.iou_of_all_ids(total.confusion, table)
+        scores |= {f'eval/iou_all_ids/{name}': value for name, value in own.items()}
+        print(f'Over its own classes, void ones too:\n{tables.of_all_ids(total.confusion, table)}')
+        print(f'mIoU of all label ids {100 * scores["eval/miou_all_ids"]:.2f} %\n\nBy the official rules:')
     result = {
         'checkpoint': path,
         'data_dir': _DATA_DIR.value,
-        'split': split.name,
-        'images': len(split),
-        'scores': {name: None if math.isnan(value) else value for name, value in scores.items()},
-        'confusion': confusion.tolist(),
+        'split': split,
+        'images': len(total.images),
+        'looks': looks,
+        'scores': _without_nan(scores),
+        'scores_of_images': {image_id: _without_nan(own) for image_id, own in total.images.items()},
+        'confusion': total.confusion.tolist(),
     }
-    output = os.path.join(_WORKDIR.value, f'evaluate-{split.name}.json')
+    output = os.path.join(_WORKDIR.value, f'evaluate-{split}.json')
+    picture = os.path.join(_WORKDIR.value, f'confusion-{split}.png')
     records.write_atomically(output, json.dumps(result) + '\n')
-    print(metrics.table_of_classes(confusion, table))
-    print(f'{path} on {len(split)} images of {split.name}; all figures in {output}')
-    print(console.headline(scores))
+    heatmap.save(picture, total.confusion, table if learnt == 'label_ids' else labels.classes(table), headline)
+    print(tables.of_classes(scores, total.confusion, table))
+    print(tables.of_categories(scores, table))
+    print(f'{path} on {len(total.images)} images of {split}; all figures in {output}, confusion in {picture}')
+    print(tables.of_means(scores))
+    print(headline)
+
+
+def _without_nan(scores: dict[str, float]) -> dict[str, float | None]:
+    return {name: None if math.isnan(value) else value for name, value in scores.items()}
 
 
 if __name__ == '__main__':

@@ -37,13 +37,17 @@ def network(config: ConfigDict, table: labels.Table, *, replicas: int) -> keras.
     )
 
 
-def predictor(config: ConfigDict, net: keras.Model, table: labels.Table) -> Callable[[tf.Tensor], tf.Tensor]:
-    """uint8 images [b, h, w, 3] of any size -> label ids, uint8 [b, h, w]."""
-    return inference.make_predictor(
-        model.for_inference(net),
-        id_of_class=tf.constant(id_of_class(config.labels, table)),
-        **_what_surrounds(config),
-    )
+def predictor(
+    config: ConfigDict, net: keras.Model, table: labels.Table, **looks: object
+) -> Callable[[tf.Tensor], tf.Tensor]:
+    """uint8 images [b, h, w, 3] of any size -> label ids, uint8 [b, h, w].
+
+    Args:
+      config, net, table: the run's.
+      **looks: `window`, `overlap`, `jit_windows`, `scales` and `flip` of `inference.make_predictor`.
+    """
+    ids = tf.constant(id_of_class(config.labels, table))
+    return inference.make_predictor(model.for_inference(net), id_of_class=ids, **(_what_surrounds(config) | looks))
 
 
 def logits(config: ConfigDict, net: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:

@@ -8,13 +8,14 @@ A padded network sees the whole image, mirrored at the bottom and right up to a 
 sees overlapping tiles of the image mirrored on all sides, as in the U-Net paper, so that every pixel gets its class.
 """
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 
 import keras
 import tensorflow as tf
 
 from configs.default import output_size
-from unet import input_pipeline
+from unet import input_pipeline, windows
 
 
 def make_predictor(
@@ -26,16 +27,32 @@ def make_predictor(
     id_of_class: tf.Tensor,
     resize: tuple[int, int] = (0, 0),
     resize_method: str = 'bilinear',
+    window: tuple[int, int] = (0, 0),
+    overlap: float = 0.25,
+    jit_windows: bool = False,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
 ) -> Callable[[tf.Tensor], tf.Tensor]:
     """A function of uint8 images [batch, h, w, 3] of any size that returns label ids, uint8 [batch, h, w].
 
     Args:
-      network, padding, depth, tile, resize, resize_method: see `make_logits`.
+      network, padding, depth, tile, resize, resize_method, window, overlap, jit_windows: see `make_logits`.
       id_of_class: uint8 [classes], the label id of each of the network's outputs.
+      scales: the network looks at the image in each of these sizes, 1 being its own, and the mean counts.
+      flip: it also looks at the image mirrored left to right.
     """
-    logits_of = make_logits(
-        network, padding=padding, depth=depth, tile=tile, resize=resize, resize_method=resize_method
-    )
+    surroundings = {
+        'padding': padding,
+        'depth': depth,
+        'tile': tile,
+        'resize': resize,
+        'resize_method': resize_method,
+        'window': window,
+        'overlap': overlap,
+        'jit_windows': jit_windows,
+    }
+    looks = [make_logits(network, scale=scale, **surroundings) for scale in scales]
+    logits_of = windows.averaged(looks, flip)
 
     def predict(images: tf.Tensor) -> tf.Tensor:
         return tf.gather(id_of_class, tf.argmax(logits_of(images), -1, tf.int32))
@@ -51,6 +68,10 @@ def make_logits(
     tile: tuple[int, int],
     resize: tuple[int, int] = (0, 0),
     resize_method: str = 'bilinear',
+    window: tuple[int, int] = (0, 0),
+    overlap: float = 0.25,
+    jit_windows: bool = False,
+    scale: float = 1.0,
 ) -> Callable[[tf.Tensor], tf.Tensor]:
     """A function of uint8 images [batch, h, w, 3] of any size that returns logits [batch, h, w, classes].
 
@@ -60,20 +81,39 @@ def make_logits(
       tile: height and width that an unpadded network is fed with.
       resize: size the network sees; (0, 0): the image's own. The logits are resized back.
       resize_method: 'bilinear' or 'nearest', of the image.
+      window: height and width of the windows that a network with padding looks through, see `windows`; (0, 0): at the
+        whole image.
+      overlap: least share of a window that the next one covers again.
+      jit_windows: compile the network for windows with XLA. A predictor with windows cannot be compiled as a whole.
+      scale: the image is resized by this factor, or `resize` is multiplied by it, and the logits are resized back.
     """
 
     def network_logits(image: tf.Tensor) -> tf.Tensor:
         if padding == 'valid':
             margin = [(side - output_size(side, depth, padding)) // 2 for side in tile]
             return tiled_logits(network, image, tile=tile, margin=margin)
-        return padded_logits(network, image, multiple=2 ** (depth - 1))
+        multiple = 2 ** (depth - 1)
+        if any(window):
+            see = functools.partial(
+                windows.windowed_logits,
+                network,
+                window=window,
+                overlap=overlap,
+                multiple=multiple,
+                jit_compile=jit_windows,
+            )
+            return padded_logits(see, image, multiple=multiple)
+        return padded_logits(functools.partial(network, training=False), image, multiple=multiple)
 
     def logits_of(images: tf.Tensor) -> tf.Tensor:
         size = tf.shape(images)[1:3]
-        if any(resize):
-            images = input_pipeline.resize_image(images, resize, resize_method)
+        resized = any(resize) or scale != 1
+        if resized:
+            target = tf.cast(resize if any(resize) else size, tf.float32)
+            target = tf.maximum(tf.cast(tf.round(scale * target), tf.int32), 1)
+            images = input_pipeline.resize_image(images, target, resize_method)
         logits = network_logits(input_pipeline.normalize(images, network.inputs[0].dtype))
-        return tf.image.resize(logits, size) if any(resize) else logits
+        return tf.image.resize(logits, size) if resized else logits
 
     return logits_of
 
@@ -85,13 +125,13 @@ def mirrored(size: tf.Tensor, before: int, length: tf.Tensor) -> tf.Tensor:
     return tf.where(index < size, index, period - index)
 
 
-def padded_logits(network: keras.Model, image: tf.Tensor, *, multiple: int) -> tf.Tensor:
+def padded_logits(network: Callable[[tf.Tensor], tf.Tensor], image: tf.Tensor, *, multiple: int) -> tf.Tensor:
     """[b, h, w, 3] -> [b, h, w, classes]: mirrored at the bottom and right up to multiples, the output cut back."""
     height, width = tf.shape(image)[1], tf.shape(image)[2]
     rows = mirrored(height, 0, height + -height % multiple)
     columns = mirrored(width, 0, width + -width % multiple)
     padded = tf.gather(tf.gather(image, rows, axis=1), columns, axis=2)
-    return network(padded, training=False)[:, :height, :width]
+    return network(padded)[:, :height, :width]
 
 
 def tiled_logits(network: keras.Model, image: tf.Tensor, *, tile: tuple[int, int], margin: list[int]) -> tf.Tensor:

@@ -1,0 +1,56 @@
+"""A picture of a confusion matrix.
+
+heatmap.save('runs/cityscapes/confusion-validation.png', confusion, shown, title='...')
+"""
+
+import io
+import os
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from data_prep import labels, records
+
+_WRITTEN = 0.005  # shares below this are left blank
+_DARK = 0.5  # shares above this are written in white
+
+
+def save(path: os.PathLike | str, confusion: np.ndarray, shown: labels.Table, title: str) -> None:
+    """Draws where the pixels of each class went, in per cent of the class, and writes a PNG.
+
+    Args:
+      path: of the PNG.
+      confusion: int64 [n, n] in label ids, rows true ids, columns predicted ids.
+      shown: the classes to draw, in this order; predictions of all others share a last column.
+      title: of the picture.
+    """
+    ids = [label.id for label in shown]
+    rows = confusion[ids]
+    counts = np.concatenate([rows[:, ids], rows.sum(1, keepdims=True) - rows[:, ids].sum(1, keepdims=True)], 1)
+    columns = [label.name for label in shown] + ['any other']
+    if not counts[:, -1].any():
+        counts, columns = counts[:, :-1], columns[:-1]
+    pixels = counts.sum(1, keepdims=True)
+    shares = counts / np.maximum(pixels, 1)
+
+    side = 2.6 + 0.36 * len(ids)  # inches
+    figure = Figure(figsize=(side + 0.9, side), layout='constrained')
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    image = axes.imshow(np.where(pixels > 0, shares, np.nan), cmap='Blues', vmin=0, vmax=1)
+    axes.set_facecolor('0.93')  # rows of classes that do not occur
+    axes.set_xticks(range(len(columns)), columns, rotation=90)
+    axes.set_yticks(range(len(ids)), [label.name for label in shown])
+    axes.set_xlabel('predicted')
+    axes.set_ylabel('true')
+    axes.set_title(title, wrap=True)
+    for row, column in np.argwhere(shares >= _WRITTEN):
+        share = shares[row, column]
+        color = 'white' if share > _DARK else 'black'
+        axes.text(column, row, f'{100 * share:.0f}', ha='center', va='center', fontsize=7, color=color)
+    bar = figure.colorbar(image, ax=axes, shrink=0.8)
+    bar.set_label('share of the true class')
+    content = io.BytesIO()
+    figure.savefig(content, format='png', dpi=110)
+    records.write_atomically(path, content.getvalue())
