@@ -1,27 +1,15 @@
-"""The official Cityscapes evaluator, run on the same predictions as ours.
-
-    python -m tests.official --cityscapes_dir=dataset --sets=50         # every score of both, compared
-    python -m tests.official --cityscapes_dir=dataset --compiled=cityscapesScripts   # and how fast both count
-
-Reads `gtFine/*/*/*_labelIds.png` and `*_instanceIds.png` of any tree in the Cityscapes layout and makes predictions up:
-the truth moved and worn, another image's truth, void, ids at random. `--compiled` names a clone of
-https://github.com/mcordts/cityscapesScripts, whose Cython part is built aside (needs Cython and a C compiler); the
-package on PyPI lacks it.
-"""
+"""The official Cityscapes evaluator, run on the same predictions as ours. `tests.compare` is the command."""
 
 import importlib.util
-import json
 import pathlib
 import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 import types
 
 import numpy as np
-from absl import flags
 from PIL import Image
 
 from data_prep import labels
@@ -72,10 +60,15 @@ def scores(folder: pathlib.Path, images: list[tuple[np.ndarray, np.ndarray, np.n
         predictions.append(str(folder / names[2]))
     module = evaluator()
     result = module.evaluateImgLists(predictions, truths, module.args)
+    return np.array(result['confMatrix'], np.int64), as_our_scores(result)
+
+
+def as_our_scores(result: dict) -> dict[str, float]:
+    """What the official evaluator returns, under our names."""
     found = {ours: result[theirs] for ours, theirs in _MEANS.items()}
     for prefix, theirs in _EACH.items():
         found |= {prefix + name: value for name, value in result[theirs].items()}
-    return np.array(result['confMatrix'], np.int64), found
+    return found
 
 
 def our_scores(images: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> tuple[np.ndarray, dict]:
@@ -194,40 +187,3 @@ def read_tree(root: pathlib.Path) -> list[tuple[np.ndarray, np.ndarray]]:
     if not found:
         raise entry.Failure(entry.MISSING_INPUT, f'{root}: no gtFine/*/*/*_labelIds.png')
     return found
-
-
-_CITYSCAPES_DIR = flags.DEFINE_string('cityscapes_dir', 'dataset', 'Folder that holds gtFine.')
-_SETS = flags.DEFINE_integer('sets', 50, 'Prediction sets to compare.', lower_bound=1)
-_IMAGES = flags.DEFINE_integer('images', 4, 'Images per set, drawn at random.', lower_bound=1)
-_COMPILED = flags.DEFINE_string('compiled', None, 'Clone of cityscapesScripts: compares speeds instead of scores.')
-
-
-def main() -> None:
-    tree = read_tree(pathlib.Path(_CITYSCAPES_DIR.value))
-    rng = np.random.default_rng(0)
-    if _COMPILED.value:
-        truths = [label_ids for label_ids, _ in tree[: _IMAGES.value]]
-        predictions = [np.roll(truth, 3, 1) for truth in truths]  # as smooth as the labels, wrong along every outline
-        with tempfile.TemporaryDirectory() as folder:
-            compiled = build_compiled(pathlib.Path(_COMPILED.value), pathlib.Path(folder))
-            speed = counting_speed(list(zip(truths, predictions, strict=True)), compiled, rounds=31)
-        print(json.dumps({name: round(value, 3) for name, value in speed.items()}) + ' ms per image')
-        for name in ('official compiled', 'official python'):
-            print(f'{speed[name] / speed["ours"]:.1f} times faster than {name}')
-        return
-    worst = 0.0
-    for number in range(_SETS.value):
-        chosen = [tree[place] for place in rng.integers(0, len(tree), _IMAGES.value)]
-        predictions = predictions_for([label_ids for label_ids, _ in chosen], rng)
-        images = [(*pair, predicted) for pair, predicted in zip(chosen, predictions, strict=True)]
-        with tempfile.TemporaryDirectory() as folder:
-            their_confusion, theirs = scores(pathlib.Path(folder), images)
-        confusion, ours = our_scores(images)
-        if not np.array_equal(confusion, their_confusion):
-            raise AssertionError(f'set {number}: the matrices differ')
-        worst = max(worst, largest_difference(theirs, ours))
-    print(f'{_SETS.value} sets of {_IMAGES.value} images: equal matrices, largest difference of any score {worst:.1e}')
-
-
-if __name__ == '__main__':
-    entry.run(main)

@@ -81,7 +81,7 @@ def test_mean_over_scales_and_mirror_images_is_one_of_probabilities(network):
         expected += tf.nn.softmax(look(image)).numpy() / 6
         expected += tf.nn.softmax(look(image[:, :, ::-1])).numpy()[:, :, ::-1] / 6
     np.testing.assert_allclose(found, expected, atol=1e-6)
-    ids = tf.range(7, dtype=tf.uint8)
+    ids = tf.constant(np.arange(7, dtype=np.uint8))
     predict = inference.make_predictor(
         network, padding='same', depth=3, tile=(60, 60), id_of_class=ids, scales=(0.5, 1.0, 1.5), flip=True
     )

@@ -15,12 +15,11 @@ import contextlib
 import json
 import math
 import os
-import re
 
 from absl import flags
 
-from configs.default import output_size
 from launch import entry
+from unet import looking
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; required.')
 _DATA_DIR = flags.DEFINE_string('data_dir', 'data/cityscapes', 'Record folder.')
@@ -46,41 +45,10 @@ _FLIP = flags.DEFINE_bool('flip', False, 'Look at the image mirrored left to rig
 _SUBMISSION_DIR = flags.DEFINE_string('submission_dir', None, 'Folder for the files for the benchmark server.')
 
 
-def parse_window(text: str, depth: int, padding: str) -> tuple[int, int]:
-    """'512x1024' -> (512, 1024). Raises Failure BAD_USAGE if the network takes no such size."""
-    match = re.fullmatch(r'(\d+)x(\d+)', text)
-    if not match:
-        raise entry.Failure(entry.BAD_USAGE, f'--window={text}: must be height x width in pixels, e.g. 512x1024')
-    window = int(match[1]), int(match[2])
-    for side in window:
-        if not output_size(side, depth, padding):
-            usable = [size for size in range(1, side + 200) if output_size(size, depth, padding)]
-            nearest = sorted(usable, key=lambda size: abs(size - side))[:2]
-            remedy = f'the nearest it takes are {sorted(nearest)}' if nearest else 'make it larger'
-            raise entry.Failure(
-                entry.BAD_USAGE, f'--window={text}: a network of depth {depth} takes no {side} pixels; {remedy}'
-            )
-    return window
-
-
-def parse_scales(texts: list[str]) -> tuple[float, ...]:
-    """['0.5', '1'] -> (0.5, 1.0). Raises Failure BAD_USAGE if these are not sizes."""
-    try:
-        scales = tuple(float(text) for text in texts)
-        usable = scales and all(0.1 <= scale <= 10 for scale in scales)
-    except ValueError:
-        usable = False
-    if not usable:
-        raise entry.Failure(
-            entry.BAD_USAGE, f'--scales={",".join(texts)}: must be numbers from 0.1 to 10, separated by commas'
-        )
-    return scales
-
-
 def main() -> None:
     if not _WORKDIR.value:
         raise entry.Failure(entry.BAD_USAGE, 'pass --workdir, the folder of a run of unet.main')
-    scales = parse_scales(_SCALES.value)
+    scales = looking.parse_scales(_SCALES.value)
 
     with entry.quiet_import():
         from tqdm import tqdm
@@ -91,7 +59,7 @@ def main() -> None:
     config = workdir.read_config(_WORKDIR.value)
     looks = {'scales': scales, 'flip': _FLIP.value}
     if _WINDOW.value:
-        window = parse_window(_WINDOW.value, config.model.depth, config.model.padding)
+        window = looking.parse_window(_WINDOW.value, config.model.depth, config.model.padding)
         looks |= {'tile': window} if config.model.padding == 'valid' else {'window': window, 'overlap': _OVERLAP.value}
     split = records.read_split(_DATA_DIR.value, _SPLIT.value or ('test' if _SUBMISSION_DIR.value else 'validation'))
     scored = not _SUBMISSION_DIR.value or bool(split.labelled.all())
@@ -179,7 +147,9 @@ def _report(total, learnt: str, table, split: str, path: str, looks: dict) -> No
     output = os.path.join(_WORKDIR.value, f'evaluate-{split}.json')
     picture = os.path.join(_WORKDIR.value, f'confusion-{split}.png')
     records.write_atomically(output, json.dumps(result) + '\n')
-    heatmap.save(picture, total.confusion, table if learnt == 'label_ids' else labels.classes(table), headline)
+    heatmap.save(
+        picture, total.confusion, table if learnt == 'label_ids' else labels.classes(table), f'{path}\n{headline}'
+    )
     print(tables.of_classes(scores, total.confusion, table))
     print(tables.of_categories(scores, table))
     print(f'{path} on {len(total.images)} images of {split}; all figures in {output}, confusion in {picture}')
