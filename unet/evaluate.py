@@ -51,10 +51,10 @@ def main() -> None:
     scales = looking.parse_scales(_SCALES.value)
 
     with entry.quiet_import():
-        from tqdm import tqdm
+        import numpy as np
 
         from data_prep import records
-        from unet import cluster, from_config, instances, peers, scoring, stopping, submission, tally, workdir
+        from unet import cluster, from_config, instances, peers, scoring, submission, tally, workdir
 
     config = workdir.read_config(_WORKDIR.value)
     looks = {'scales': scales, 'flip': _FLIP.value}
@@ -65,7 +65,8 @@ def main() -> None:
     scored = not _SUBMISSION_DIR.value or bool(split.labelled.all())
     if scored:
         scoring.check_labelled(split)
-    if _SUBMISSION_DIR.value:
+    files = submission.paths(_SUBMISSION_DIR.value, split) if _SUBMISSION_DIR.value else None
+    if files:
         submission.prepare(_SUBMISSION_DIR.value, split, records.read_manifest(_DATA_DIR.value))
     instance_files = (
         instances.find(_CITYSCAPES_DIR.value, split.image_ids) if _CITYSCAPES_DIR.value and scored else None
@@ -95,31 +96,38 @@ def main() -> None:
             batch=_BATCH.value or config.eval.batch,
             jit_compile=compiled and 'window' not in looks,
         )
-        if _SUBMISSION_DIR.value:
-            found = submission.written(found, submission.paths(_SUBMISSION_DIR.value, split))
 
-        stall = until_the_end.enter_context(stopping.Stall(runtime.stall_seconds))
-        bar = until_the_end.enter_context(tqdm(total=len(split), unit='image', disable=True if group.rank else None))
+        def deal_with(example: int, truth: np.ndarray, prediction: np.ndarray) -> dict | None:
+            if files:
+                submission.write(files[example], prediction)
+            return (
+                tally.of_image(split.image_ids[example], truth, prediction, table, instance_files) if scored else None
+            )
 
-        def tick() -> None:
-            bar.update(min(group.size, len(split) - bar.n))
-            stall.progress()
-
-        share = None
-        if scored:
-            share = tally.count(found, split, table, instance_files=instance_files, tick=tick)
-        else:
-            for _ in found:
-                tick()
-        shares = group.gather(share)
-        bar.close()
+        counts = list(_with_progress(scoring.in_threads(deal_with, found), len(split), group, runtime.stall_seconds))
+        shares = group.gather(tally.add(counts, table) if scored else None)
         if group.rank == 0:
-            if _SUBMISSION_DIR.value:
+            if files:
                 archive = submission.check_and_zip(_SUBMISSION_DIR.value, split, table)
                 print(f'{len(split)} images of {split.name} by {path}, read back and found well: {archive}')
             if scored:
-                _report(tally.merge(shares, split, table), config.labels, table, split.name, path, looks)
+                _report(
+                    tally.whole(tally.add(shares, table), split, table), config.labels, table, split.name, path, looks
+                )
         group.gather(None)  # nobody leaves before the files are written
+
+
+def _with_progress(results, total: int, group, stall_seconds: float):
+    """Passes on what comes, shows how far all processes are, and ends the process if nothing comes for too long."""
+    from tqdm import tqdm
+
+    from unet import stopping
+
+    with stopping.Stall(stall_seconds) as stall, tqdm(total=total, unit='image', disable=group.rank or None) as bar:
+        for result in results:
+            yield result
+            stall.progress()
+            bar.update(min(group.size, total - bar.n))
 
 
 def _report(total, learnt: str, table, split: str, path: str, looks: dict) -> None:

@@ -44,29 +44,35 @@ def count_pairs(truth: np.ndarray, prediction: np.ndarray, num_ids: int) -> np.n
     above = np.flatnonzero(changes)
     if len(above) > _CROWDED * changes.size:
         return _histogram(truth.ravel(), prediction.ravel(), None, num_ids)
-    below = above + true.shape[1]
     rows_left = (height - 1.0) - above // max(true.shape[1], 1)
     true, predicted = true.ravel(), predicted.ravel()
-    old, new = (true[above], predicted[above]), (true[below], predicted[below])
-    differing = (old[0] ^ new[0]) | (old[1] ^ new[1])
+    true_before, predicted_before = true[above], predicted[above]
+    above += true.shape[0] // max(height, 1)  # the same word one row below
+    true, predicted = true[above], predicted[above]
+    differing = (true ^ true_before) | (predicted ^ predicted_before)
     pixels = np.flatnonzero(differing.view(np.uint8) != 0)
     rows_left = rows_left[pixels // word.itemsize]
+
+    def of_pixels(*words: np.ndarray) -> list[np.ndarray]:
+        return [each.view(np.uint8)[pixels] for each in words]
+
     counts = height * _histogram(truth[:1].ravel(), prediction[:1].ravel(), None, num_ids)
-    counts += _histogram(*(words.view(np.uint8)[pixels] for words in new), rows_left, num_ids)
-    counts -= _histogram(*(words.view(np.uint8)[pixels] for words in old), rows_left, num_ids)
+    counts += _histogram(*of_pixels(true, predicted), rows_left, num_ids)
+    counts -= _histogram(*of_pixels(true_before, predicted_before), rows_left, num_ids)
     return counts
 
 
 def _histogram(truth: np.ndarray, prediction: np.ndarray, times: np.ndarray | None, num_ids: int) -> np.ndarray:
     """The result of `count_pairs` for pixels [k] that each count `times` [k]; None: once."""
-    bins = num_ids * num_ids
     if prediction.max(initial=0) >= num_ids:
         raise ValueError(f'predicted id {prediction.max()}, but ids end at {num_ids - 1}')
     pairs = truth.astype(np.intp)
     pairs *= num_ids
     pairs += prediction
-    np.minimum(pairs, bins, out=pairs)
-    return np.bincount(pairs, times, minlength=bins + 1).astype(np.int64)  # float64 is exact up to 2**53
+    bins = num_ids * num_ids
+    counts = np.bincount(pairs, times, minlength=bins + 1)
+    counts[bins] = counts[bins:].sum()
+    return counts[: bins + 1].astype(np.int64)  # float64 is exact up to 2**53
 
 
 def iou(hits: int, missed: int, false: int) -> float:

@@ -7,7 +7,10 @@
 Each process sees its own share of the examples; the confusion matrix is the sum over all of them.
 """
 
-from collections.abc import Callable, Iterator
+import collections
+import concurrent.futures
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 import numpy as np
 import tensorflow as tf
@@ -15,6 +18,8 @@ import tensorflow as tf
 from data_prep import records
 from launch import entry
 from unet import cluster, input_pipeline, metrics
+
+Result = TypeVar('Result')
 
 _COMPILED_SIZES = 4  # compile the prediction if there are at most so many image sizes, each of which compiles anew
 
@@ -87,6 +92,23 @@ def predictions(
         if reader.failure:
             raise reader.failure from None
         raise
+
+
+def in_threads(work: Callable[..., Result], found: Iterable[tuple]) -> Iterator[Result]:
+    """work(*each) of all that `found` yields, in its order. Several run at a time while the next one is predicted: to
+    count and to write files takes longer than a GPU needs for an image."""
+    threads = entry.cores()
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        pending = collections.deque()
+        try:
+            for each in found:
+                pending.append(pool.submit(work, *each))
+                if len(pending) > 2 * threads:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def confusion_of_split(

@@ -1,8 +1,8 @@
 """Files for the Cityscapes benchmark server: a PNG of label ids per image, checked as its evaluator would, and zipped.
 
     submission.prepare('submission', split, manifest)
-    for _ in submission.written(scoring.predictions(...), submission.paths('submission', split)):
-        ...
+    for example, _, prediction in scoring.predictions(...):
+        submission.write(submission.paths('submission', split)[example], prediction)
     archive = submission.check_and_zip('submission', split, table)
 
 The server looks for `<city>_<sequence>_<frame>*.png` of one channel in the size of the image, whose values are label
@@ -14,7 +14,6 @@ import os
 import pathlib
 import re
 import zipfile
-from collections.abc import Iterable, Iterator
 
 import numpy as np
 from PIL import Image
@@ -69,15 +68,11 @@ def paths(folder: str | os.PathLike, split: records.Split) -> list[pathlib.Path]
     return [pathlib.Path(folder, image_id + _SUFFIX) for image_id in split.image_ids]
 
 
-def written(
-    found: Iterable[tuple[int, np.ndarray, np.ndarray]], files: list[pathlib.Path]
-) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """Passes on what `scoring.predictions` yields, once the prediction stands in the example's file."""
-    for example, truth, prediction in found:
-        content = io.BytesIO()
-        Image.fromarray(prediction).save(content, 'PNG')
-        records.write_atomically(files[example], content.getvalue())
-        yield example, truth, prediction
+def write(path: pathlib.Path, label_ids: np.ndarray) -> None:
+    """Writes label ids, uint8 [h, w], as a PNG of one channel."""
+    content = io.BytesIO()
+    Image.fromarray(label_ids).save(content, 'PNG')
+    records.write_atomically(path, content.getvalue())
 
 
 def check_and_zip(folder: str | os.PathLike, split: records.Split, table: labels.Table) -> pathlib.Path:

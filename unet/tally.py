@@ -1,4 +1,4 @@
-"""What is counted over the predictions of a split, by each process for its share, and all scores that follow from it.
+"""What is counted over the predictions of a split, and all scores that follow from it.
 
 share = tally.count(scoring.predictions(...), split, table)     # plain lists, to be sent to other processes
 total = tally.merge([share, ...], split, table)
@@ -6,7 +6,7 @@ scores = total.scores(table)                                    # {'eval/miou': 
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -38,65 +38,66 @@ class Tally:
         return scores
 
 
-def count(
-    found: Iterable[tuple[int, np.ndarray, np.ndarray]],
-    split: records.Split,
+def of_image(
+    image_id: str,
+    truth: np.ndarray,
+    prediction: np.ndarray,
     table: labels.Table,
-    *,
     instance_files: Mapping[str, instances.File] | None = None,
-    tick: Callable[[], None] = lambda: None,
 ) -> dict[str, object]:
-    """Counts what one process predicts.
+    """What is counted of one image.
 
     Args:
-      found: of `scoring.predictions`.
-      split: what is predicted.
+      image_id: its name.
+      truth, prediction: uint8 [h, w], label ids.
       table: the label table.
       instance_files: each image's, of `instances.find`; None: instances are not scored.
-      tick: called after each image.
 
     Returns:
-      Lists and dicts that JSON holds, for `merge`.
+      'pairs' of `metrics.count_pairs`, 'edges' of `boundaries.count_pairs`, 'instances' of `instances.measure` or None,
+      and 'images', the image's own scores by its name.
 
     Raises:
-      Failure: BAD_DATA if an instance file cannot be used.
+      Failure: BAD_DATA if the instance file cannot be used.
     """
     num_ids = labels.num_ids(table)
-    pairs = np.zeros(num_ids * num_ids + 1, np.int64)
-    edges = np.zeros([num_ids + 1, num_ids + 1], np.int64)
-    rows, images = [], {}
-    for example, truth, prediction in found:
-        image_id = split.image_ids[example]
-        counts = metrics.count_pairs(truth, prediction, num_ids)
-        pairs += counts
-        edges += boundaries.count_pairs(truth, prediction, table)
-        if instance_files is not None:
-            instance_ids = instances.read(instance_files[image_id], truth)
-            rows += instances.measure(instance_ids, prediction, table).tolist()
-        own = metrics.scores(counts[:-1].reshape(num_ids, num_ids), table)
-        images[image_id] = {'miou': own['eval/miou'], 'accuracy': own['eval/accuracy']}
-        tick()
+    pairs = metrics.count_pairs(truth, prediction, num_ids)
+    own = metrics.scores(pairs[:-1].reshape(num_ids, num_ids), table)
+    rows = None
+    if instance_files is not None:
+        rows = instances.measure(instances.read(instance_files[image_id], truth), prediction, table)
     return {
-        'pairs': pairs.tolist(),
-        'edges': edges.tolist(),
-        'instances': None if instance_files is None else rows,
-        'images': images,
+        'pairs': pairs,
+        'edges': boundaries.count_pairs(truth, prediction, table),
+        'instances': rows,
+        'images': {image_id: {'miou': own['eval/miou'], 'accuracy': own['eval/accuracy']}},
     }
 
 
-def merge(shares: list[dict], split: records.Split, table: labels.Table) -> Tally:
-    """The whole of what `count` returned in each process.
+def add(counts: Iterable[dict], table: labels.Table) -> dict[str, object]:
+    """Adds up what `of_image`, or this function itself, returned: lists and dicts that JSON holds, for `whole`."""
+    num_ids = labels.num_ids(table)
+    pairs, edges = np.zeros(num_ids * num_ids + 1, np.int64), np.zeros([num_ids + 1, num_ids + 1], np.int64)
+    rows, images = None, {}
+    for each in counts:
+        pairs += np.asarray(each['pairs'])
+        edges += np.asarray(each['edges'])
+        if each['instances'] is not None:
+            rows = (rows or []) + np.asarray(each['instances']).tolist()
+        images |= each['images']
+    return {'pairs': pairs.tolist(), 'edges': edges.tolist(), 'instances': rows, 'images': images}
+
+
+def whole(counts: dict[str, object], split: records.Split, table: labels.Table) -> Tally:
+    """What `add` returned for all images of a split.
 
     Raises:
       Failure: BAD_DATA if the split holds label ids that are not in the table.
     """
-    pairs = np.sum([share['pairs'] for share in shares], 0)
-    rows = None
-    if shares[0]['instances'] is not None:
-        rows = np.array([row for share in shares for row in share['instances']], np.int64).reshape(-1, 4)
+    rows = counts['instances']
     return Tally(
-        confusion=scoring.as_matrix(pairs, split, labels.num_ids(table)),
-        edges=np.sum([share['edges'] for share in shares], 0),
-        instances=rows,
-        images={image_id: own for share in shares for image_id, own in share['images'].items()},
+        confusion=scoring.as_matrix(np.array(counts['pairs']), split, labels.num_ids(table)),
+        edges=np.array(counts['edges']),
+        instances=None if rows is None else np.array(rows, np.int64).reshape(-1, 4),
+        images=counts['images'],
     )
