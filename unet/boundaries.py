@@ -32,10 +32,13 @@ def count_pairs(truth: np.ndarray, prediction: np.ndarray, table: labels.Table) 
     """
     far = labels.num_ids(table)
     distance = max(1, round(_DISTANCE * math.hypot(*truth.shape)))
-    ignored = (labels.train_id_of_id(table) == labels.IGNORED)[truth]
-    near_truth = np.where(ignored | far_from_outline(truth, distance), np.uint8(far), truth)
-    near_prediction = np.where(ignored | far_from_outline(prediction, distance), np.uint8(far), prediction)
-    return metrics.count_pairs(near_truth, near_prediction, far + 1)[:-1].reshape(far + 1, far + 1)
+    counted = np.zeros(truth.shape, bool)
+    for label in labels.classes(table):  # several times faster than looking every pixel up in a table
+        counted |= truth == label.id
+    near = []
+    for label_ids in (truth, prediction):
+        near.append(np.where(counted & ~far_from_outline(label_ids, distance), label_ids, np.uint8(far)))
+    return metrics.count_pairs(*near, far + 1)[:-1].reshape(far + 1, far + 1)
 
 
 def far_from_outline(label_ids: np.ndarray, distance: int) -> np.ndarray:
