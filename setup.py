@@ -37,7 +37,9 @@ setup(
         'core': [],  # nothing more; the make targets name a set of extras
         'cuda': ['tensorflow[and-cuda]>=2.21,<2.22'],  # NVIDIA's libraries for the GPU
         'beam': ['apache-beam>=2.60'],  # data_prep on Dataflow, Flink or Spark
+        'video': ['av>=14'],  # PyAV, FFmpeg's libraries: unet.predict on videos
         'test': [
+            'av>=14',
             'pytest>=8',
             'pytest-xdist>=3.6',  # two test files at a time
             'cityscapesscripts>=2.2',  # the official evaluator, to compare with

@@ -1,110 +1,117 @@
-"""Segments images: label ids, colours, overlays and panels with a legend.
+"""Segments images and videos: label ids, colours, overlays and panels with a legend.
 
-    python -m unet.predict --workdir=runs/cityscapes --images='photos/*.png' --output_dir=predictions
+    python -m unet.predict --workdir=runs/cityscapes --images='photos/*.jpg' --output_dir=predictions
+    python -m unet.predict --model=runs/cityscapes/export --images=drive.mp4 --outputs=overlays,confidence
 
 For each image NAME, output_dir gets label_ids/NAME.png (label ids, the original size), colors/NAME.png,
-overlays/NAME.png and panels/NAME.png (image, colours and overlay side by side with a legend). Files
-that cannot be read are named and passed over; then the exit status is 65.
+overlays/NAME.png, panels/NAME.png (image, colours and overlay side by side with a legend) and, if asked for,
+confidence/NAME.png (the probability of the class that was chosen, 0 to 255). The frames of a video drive.mp4 become
+drive/000000.png and so on. Files that cannot be read are named and passed over; then the exit status is 65.
 """
 
-import glob
-import os
+import collections
+import concurrent.futures
 import pathlib
-import sys
 
 from absl import flags
 
 from launch import entry
 
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; required.')
-_IMAGES = flags.DEFINE_string('images', None, 'An image, a folder (with its subfolders) or a quoted glob; required.')
+_OUTPUTS = ('label_ids', 'colors', 'overlays', 'panels', 'confidence')
+_WAITING = 32  # images whose pictures may be waiting to be written
+
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; this or --model is required.')
+_MODEL = flags.DEFINE_string('model', None, 'Folder that unet.export wrote, instead of --workdir.')
+_IMAGES = flags.DEFINE_multi_string(
+    'images', [], 'An image, a video, a folder (with its subfolders) or a quoted glob; required, may be repeated.'
+)
 _OUTPUT_DIR = flags.DEFINE_string('output_dir', 'predictions', 'Folder for the results.')
+_OUTPUTS_FLAG = flags.DEFINE_list('outputs', ','.join(_OUTPUTS[:-1]), f'What to write, of {", ".join(_OUTPUTS)}.')
 _CHECKPOINT = flags.DEFINE_string(
     'checkpoint', 'best', "'best', 'latest', or the path of a checkpoint (without .index)."
 )
-
-_SUFFIXES = ('.png', '.jpg', '.jpeg')
-
-
-def find_images(pattern: str) -> list[pathlib.Path]:
-    """The images that a file, a folder or a glob stands for, sorted.
-
-    Raises:
-      Failure: MISSING_INPUT if there are none.
-    """
-    path = pathlib.Path(pattern)
-    if path.is_dir():
-        found = [file for file in path.rglob('*') if file.suffix.lower() in _SUFFIXES]
-    elif path.exists():
-        found = [path]
-    else:
-        found = [pathlib.Path(name) for name in glob.glob(pattern, recursive=True) if os.path.isfile(name)]
-    if not found:
-        raise entry.Failure(
-            entry.MISSING_INPUT,
-            f'--images={pattern}: no images there (looked for {", ".join(_SUFFIXES)}). Quote a glob, so that the shell '
-            'leaves it alone.',
-        )
-    return sorted(found)
-
-
-def output_names(images: list[pathlib.Path]) -> list[str]:
-    """A name for each image's results: its path below the folder that all have in common, without the suffix.
-
-    Raises:
-      Failure: BAD_USAGE if two images would have the same name.
-    """
-    root = os.path.commonpath([image.parent for image in images])
-    names = [str(image.relative_to(root).with_suffix('')) for image in images]
-    twice = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
-    if twice:
-        raise entry.Failure(entry.BAD_USAGE, f'--images: several images are named {twice}; predict them one by one')
-    return names
+_BATCH = flags.DEFINE_integer(
+    'batch', 1, 'Images predicted together; only neighbours of one size share a batch.', lower_bound=1
+)
 
 
 def main() -> None:
-    for flag in (_WORKDIR, _IMAGES):
-        if not flag.value:
-            raise entry.Failure(entry.BAD_USAGE, f'pass --{flag.name} (--help tells what it is)')
-    images = find_images(_IMAGES.value)
-    names = output_names(images)
+    if not _IMAGES.value:
+        raise entry.Failure(entry.BAD_USAGE, 'pass --images, an image, a video, a folder or a quoted glob')
+    if bool(_WORKDIR.value) == bool(_MODEL.value):
+        raise entry.Failure(entry.BAD_USAGE, 'pass --workdir, the folder of a run, or --model, what unet.export wrote')
+    unknown = set(_OUTPUTS_FLAG.value) - set(_OUTPUTS)
+    if unknown or not _OUTPUTS_FLAG.value:
+        raise entry.Failure(
+            entry.BAD_USAGE, f'--outputs={",".join(_OUTPUTS_FLAG.value)}: choose from {", ".join(_OUTPUTS)}'
+        )
+    output = pathlib.Path(_OUTPUT_DIR.value)
+    if output.exists() and not output.is_dir():
+        raise entry.Failure(entry.BAD_USAGE, f'--output_dir={output}: is a file; pass a folder')
 
     with entry.quiet_import():
-        import numpy as np
-        import tensorflow as tf
-        from PIL import Image, UnidentifiedImageError
-        from tqdm import tqdm
+        from unet import frames
 
-        from unet import cluster, from_config, visualize
+    sources = frames.find(_IMAGES.value, leave_out=output)
+
+    with entry.quiet_import():
+        import tensorflow as tf
+
+        from unet import cluster, console, from_config, saved_model, visualize
 
     strategy = cluster.make_strategy(0)  # which also refuses to run on the CPU of a machine with GPUs unnoticed
     with strategy.scope():
-        config, table, network, path = from_config.trained(_WORKDIR.value, _CHECKPOINT.value)
-    predict = tf.function(from_config.predictor(config, network, table), reduce_retracing=True)
-    output = pathlib.Path(_OUTPUT_DIR.value)
-    unreadable = []
-    for file, name in zip(tqdm(images, unit='image', disable=None), names, strict=True):
-        try:
-            image = np.asarray(Image.open(file).convert('RGB'))
-        except (UnidentifiedImageError, OSError, ValueError) as error:
-            unreadable.append(f'{file}: {error}')
-            continue
-        label_ids = predict(tf.constant(image[None])).numpy()[0]
-        pictures = {
-            'label_ids': label_ids,
-            'colors': visualize.colorize(label_ids, table),
-            'overlays': visualize.overlay(image, label_ids, table),
-        }
-        panel = visualize.side_by_side(image, pictures['colors'], pictures['overlays'])
-        pictures['panels'] = visualize.with_legend(panel, label_ids, table)
-        for kind, picture in pictures.items():
-            visualize.save(picture, output / kind / f'{name}.png')
-    print(
-        f'{len(images) - len(unreadable)} images by {path}: {output}/label_ids, colors, overlays and panels', flush=True
-    )
-    if unreadable:
-        sys.stdout.flush()
-        raise entry.Failure(entry.BAD_DATA, 'not readable as images:\n' + '\n'.join(unreadable))
+        if _MODEL.value:
+            outputs_of, table, path = saved_model.load(_MODEL.value)
+        else:
+            config, table, network, path = from_config.trained(_WORKDIR.value, _CHECKPOINT.value)
+            outputs_of = saved_model.outputs_of_logits(
+                from_config.logits(config, network), from_config.id_of_class(config.labels, table)
+            )
+
+    @tf.function(reduce_retracing=True)
+    def segment(images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        outputs = outputs_of(images)
+        confidence = tf.reduce_max(outputs['probabilities'], -1) if 'confidence' in _OUTPUTS_FLAG.value else 0.0
+        return outputs['label_ids'], tf.cast(tf.round(255.0 * confidence), tf.uint8)
+
+    def write(name, image, label_ids, confidence):
+        pictures = {'label_ids': label_ids, 'colors': visualize.colorize(label_ids, table), 'confidence': confidence}
+        pictures['overlays'] = visualize.overlay(image, label_ids, table)
+        if 'panels' in _OUTPUTS_FLAG.value:
+            panel = visualize.side_by_side(image, pictures['colors'], pictures['overlays'])
+            pictures['panels'] = visualize.with_legend(panel, label_ids, table)
+        for kind in _OUTPUTS_FLAG.value:
+            visualize.save(pictures[kind], output / kind / f'{name}.png')
+
+    problems, done, writing = [], 0, collections.deque()
+    with (
+        console.progress(frames.count(sources), 'image') as advance,
+        concurrent.futures.ThreadPoolExecutor(entry.cores()) as pool,
+    ):
+        for names, images in frames.batched(frames.read(sources, problems), _BATCH.value):
+            try:
+                label_ids, confidence = segment(tf.constant(images))
+                label_ids, confidence = label_ids.numpy(), confidence.numpy()
+            except tf.errors.ResourceExhaustedError:
+                size = 'x'.join(map(str, images.shape[1:3]))
+                problems += [f'{name}: {len(names)} x {size} pixels are too much for the memory' for name in names]
+                continue
+            for number, name in enumerate(names):
+                own = confidence[number] if confidence.ndim else confidence
+                writing.append(pool.submit(write, name, images[number], label_ids[number], own))
+            while len(writing) > _WAITING:
+                writing.popleft().result()
+            done += len(names)
+            advance(len(names))
+        for written in writing:
+            written.result()
+    kinds = ', '.join(sorted(set(_OUTPUTS_FLAG.value), key=_OUTPUTS.index))
+    print(f'{done} images by {path}: {kinds} in {output}', flush=True)
+    if problems:
+        raise entry.Failure(
+            entry.BAD_DATA, f'{len(problems)} could not be read and were passed over:\n  ' + '\n  '.join(problems)
+        )
 
 
 if __name__ == '__main__':

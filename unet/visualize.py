@@ -5,13 +5,12 @@ import pathlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from data_prep import labels, records
 
 _OPACITY = 0.5  # of the colours in an overlay
 _GAP = 4  # pixels between pictures
-_LINE = 18  # pixels per legend entry
 
 
 def colorize(label_ids: np.ndarray, table: labels.Table) -> np.ndarray:
@@ -46,19 +45,21 @@ def with_legend(picture: np.ndarray, label_ids: np.ndarray, table: labels.Table)
     present = set(np.unique(label_ids).tolist())
     entries = [label for label in table if label.id in present]
     width = picture.shape[1]
-    drawing = ImageDraw.Draw(Image.new('RGB', (1, 1)))
+    line = max(18, width // 100)  # pixels: readable when a large picture is seen as a whole
+    font = ImageFont.load_default(line * 0.6)
     places, x, y = [], _GAP, _GAP
     for label in entries:
-        length = _LINE + int(drawing.textlength(label.name)) + 3 * _GAP
+        length = line + int(font.getlength(label.name)) + 3 * _GAP
         if x > _GAP and x + length > width:
-            x, y = _GAP, y + _LINE
+            x, y = _GAP, y + line
         places.append((x, y))
         x += length
-    legend = Image.new('RGB', (width, y + _LINE), 'white')
+    legend = Image.new('RGB', (width, y + line), 'white')
     drawing = ImageDraw.Draw(legend)
+    square = line * 2 // 3
     for label, (x, y) in zip(entries, places, strict=True):
-        drawing.rectangle((x, y, x + _LINE - 6, y + _LINE - 6), fill=label.color, outline='black')
-        drawing.text((x + _LINE, y), label.name, fill='black')
+        drawing.rectangle((x, y, x + square, y + square), fill=label.color, outline='black')
+        drawing.text((x + line, y + square / 2), label.name, fill='black', font=font, anchor='lm')
     return np.concatenate([picture, np.asarray(legend)])
 
 
