@@ -38,7 +38,10 @@ setup(
         'cuda': ['tensorflow[and-cuda]>=2.21,<2.22'],  # NVIDIA's libraries for the GPU
         'beam': ['apache-beam>=2.60'],  # data_prep on Dataflow, Flink or Spark
         'video': ['av>=14'],  # PyAV, FFmpeg's libraries: unet.predict on videos
+        'onnx': ['tf2onnx>=1.17', 'onnxruntime>=1.20'],  # unet.export --formats=onnx; the latter checks the result
         'test': [
+            'tf2onnx>=1.17',
+            'onnxruntime>=1.20',
             'av>=14',
             'pytest>=8',
             'pytest-xdist>=3.6',  # two test files at a time

@@ -208,6 +208,24 @@ def trained(run: str, which: str) -> tuple[ConfigDict, labels.Table, keras.Model
     return config, table, model.for_inference(net), path
 
 
+def in_precision(
+    config: ConfigDict, net: keras.Model, table: labels.Table, precision: str
+) -> tuple[ConfigDict, keras.Model]:
+    """The config and network of the same weights that compute in another precision, and in ops that are no XLA's."""
+    own = ConfigDict(config.to_dict())
+    own.precision = precision
+    own.runtime.jit_compile = 'off'
+    other = network(own, table, replicas=1)
+    for variable, source in zip(other.variables, net.variables, strict=True):
+        variable.assign(source.value)
+    return own, other
+
+
+def step_of(path: str) -> int:
+    """The steps that a checkpoint's model was trained for."""
+    return int(tf.train.load_variable(path, 'state/step/.ATTRIBUTES/VARIABLE_VALUE'))
+
+
 def init_from(source: str, net: keras.Model) -> str:
     """Takes over the weights and statistics of another run that fit, by name and shape.
 

@@ -121,15 +121,16 @@ def make_logits(
 def mirrored(size: tf.Tensor, before: int, length: tf.Tensor) -> tf.Tensor:
     """Indices int32 [length] that extend 0..size-1 by mirroring at the edge pixels, from -before on, however far."""
     period = tf.maximum(2 * (size - 1), 1)
-    index = tf.math.floormod(tf.range(length) - before, period)
+    # Nothing negative is divided, here and below: ONNX rounds such quotients the other way.
+    index = tf.math.floormod(tf.range(length) + period - before % period, period)
     return tf.where(index < size, index, period - index)
 
 
 def padded_logits(network: Callable[[tf.Tensor], tf.Tensor], image: tf.Tensor, *, multiple: int) -> tf.Tensor:
     """[b, h, w, 3] -> [b, h, w, classes]: mirrored at the bottom and right up to multiples, the output cut back."""
     height, width = tf.shape(image)[1], tf.shape(image)[2]
-    rows = mirrored(height, 0, height + -height % multiple)
-    columns = mirrored(width, 0, width + -width % multiple)
+    rows = mirrored(height, 0, (height + multiple - 1) // multiple * multiple)
+    columns = mirrored(width, 0, (width + multiple - 1) // multiple * multiple)
     padded = tf.gather(tf.gather(image, rows, axis=1), columns, axis=2)
     return network(padded)[:, :height, :width]
 
@@ -145,7 +146,7 @@ def tiled_logits(network: keras.Model, image: tf.Tensor, *, tile: tuple[int, int
     """
     batch, height, width = tf.shape(image)[0], tf.shape(image)[1], tf.shape(image)[2]
     step = [tile[0] - 2 * margin[0], tile[1] - 2 * margin[1]]
-    down, across = -(-height // step[0]), -(-width // step[1])
+    down, across = (height + step[0] - 1) // step[0], (width + step[1] - 1) // step[1]
     rows = mirrored(height, margin[0], down * step[0] + 2 * margin[0])
     columns = mirrored(width, margin[1], across * step[1] + 2 * margin[1])
 

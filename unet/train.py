@@ -429,7 +429,7 @@ def _evaluate(
         seconds, pictures = time.monotonic() - started, None
         if draw and config.eval.pictures:
             chosen = np.linspace(0, len(split) - 1, min(config.eval.pictures, len(split))).astype(int)
-            pictures = visualize.examples(predict, split, chosen, table)
+            pictures = visualize.rows_of_examples(predict, split, chosen, table)
     scores = metrics.scores(confusion, table) | {'time/eval_images_per_second': len(split) / seconds}
     progress.say(f'step {done}/{config.num_steps}  {console.headline(scores, len(split))}')
     return scores, pictures

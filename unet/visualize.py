@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from data_prep import labels, records
+from unet import examples
 
 _OPACITY = 0.5  # of the colours in an overlay
 _GAP = 4  # pixels between pictures
@@ -63,15 +64,13 @@ def with_legend(picture: np.ndarray, label_ids: np.ndarray, table: labels.Table)
     return np.concatenate([picture, np.asarray(legend)])
 
 
-def examples(
+def rows_of_examples(
     predict: Callable[[np.ndarray], np.ndarray], split: records.Split, chosen: Sequence[int], table: labels.Table
 ) -> np.ndarray:
     """Some examples of a split as rows of image, truth and prediction, with a legend: uint8 [h, w, 3]."""
     rows, seen = [], []
     for number in chosen:
-        features = records.read_example(split, int(number))
-        image = np.asarray(Image.open(io.BytesIO(features['image_left'])).convert('RGB'))
-        truth = np.asarray(Image.open(io.BytesIO(features['segmentation_label'])))
+        image, truth = examples.read(split, int(number))
         prediction = np.asarray(predict(image[None]))[0]
         rows.append(side_by_side(image, colorize(truth, table), colorize(prediction, table)))
         seen += [np.unique(truth), np.unique(prediction)]

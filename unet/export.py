@@ -1,0 +1,100 @@
+"""Exports a trained model: SavedModel for TensorFlow and TensorFlow Serving, TensorFlow Lite, ONNX.
+
+    python -m unet.export --workdir=runs/cityscapes --data_dir=data/cityscapes
+    python -m unet.export --workdir=runs/cityscapes --formats=saved_model,float16,int8,onnx --size=512x1024
+
+Writes <workdir>/export: saved_model/<step> (any size; see unet/saved_model.py for its signatures), model.float16.tflite
+and model.int8.tflite (one image of --size), model.onnx (any size). All take uint8 RGB images as they come and give
+label ids and probabilities; normalisation and padding are inside. Each is compared with the model on images of the
+records, and gets its name only if they agree.
+"""
+
+import os
+import pathlib
+import re
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from absl import flags
+
+from launch import entry
+
+_FORMATS = ('saved_model', 'float16', 'int8', 'onnx')
+
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; required.')
+_CHECKPOINT = flags.DEFINE_string(
+    'checkpoint', 'best', "'best', 'latest', or the path of a checkpoint (without .index)."
+)
+_OUTPUT_DIR = flags.DEFINE_string('output_dir', None, 'Folder for the exports; default <workdir>/export.')
+_WANTED = flags.DEFINE_list('formats', 'saved_model', f'What to write, of {", ".join(_FORMATS)}.')
+_DATA_DIR = flags.DEFINE_string('data_dir', 'data/cityscapes', 'Record folder, for comparison and calibration.')
+_SPLIT = flags.DEFINE_string('split', 'validation', 'Split to compare on.')
+_CHECK_IMAGES = flags.DEFINE_integer('check_images', 8, 'Images to compare on.', lower_bound=1)
+_CALIBRATION_SPLIT = flags.DEFINE_string('calibration_split', 'train', 'Split that int8 takes its ranges from.')
+_CALIBRATION_IMAGES = flags.DEFINE_integer('calibration_images', 100, 'Images of it.', lower_bound=1)
+_SIZE = flags.DEFINE_string(
+    'size', None, 'HEIGHTxWIDTH in pixels of the images for TensorFlow Lite; default: the most frequent of --split.'
+)
+_PRECISION = flags.DEFINE_enum(
+    'precision',
+    None,
+    ['float32', 'bfloat16', 'float16'],
+    "What the SavedModel computes in; default: the run's. CPUs are slow in anything but float32.",
+)
+
+
+def main() -> None:
+    if not _WORKDIR.value:
+        raise entry.Failure(entry.BAD_USAGE, 'pass --workdir, the folder of a run of unet.main')
+    if not _WANTED.value or set(_WANTED.value) - set(_FORMATS):
+        raise entry.Failure(entry.BAD_USAGE, f'--formats={",".join(_WANTED.value)}: choose from {", ".join(_FORMATS)}')
+    if _SIZE.value and not re.fullmatch(r'[1-9]\d*x[1-9]\d*', _SIZE.value):
+        raise entry.Failure(entry.BAD_USAGE, f'--size={_SIZE.value}: expected HEIGHTxWIDTH in pixels, e.g. 512x1024')
+
+    with entry.quiet_import():
+        from data_prep import records
+        from unet import console, converters, examples, exporting, from_config, saved_model
+
+    if 'onnx' in _WANTED.value:
+        converters.check_onnx()
+    config, table, network, path = from_config.trained(_WORKDIR.value, _CHECKPOINT.value)
+    split = records.read_split(_DATA_DIR.value, _SPLIT.value)
+    calibration = records.read_split(_DATA_DIR.value, _CALIBRATION_SPLIT.value) if 'int8' in _WANTED.value else None
+    images = [examples.read(split, number)[0] for number in examples.spread(split, _CHECK_IMAGES.value)]
+    size = tuple(map(int, _SIZE.value.split('x'))) if _SIZE.value else examples.most_frequent_size(split)
+    output = pathlib.Path(_OUTPUT_DIR.value or os.path.join(_WORKDIR.value, 'export'))
+    output.mkdir(parents=True, exist_ok=True)
+    print(f'{path}, compared on {_SPLIT.value} of {_DATA_DIR.value}', flush=True)
+
+    def model_in(precision: str) -> saved_model.Outputs:
+        own, net = from_config.in_precision(config, network, table, precision)
+        return saved_model.outputs_of_logits(
+            from_config.logits(own, net), from_config.id_of_class(config.labels, table)
+        )
+
+    def calibration_images(advance: Callable[[int], None]) -> Iterator[np.ndarray]:
+        for number in examples.spread(calibration, _CALIBRATION_IMAGES.value):
+            yield examples.resized(examples.read(calibration, number)[0], size, smooth=True)
+            advance(1)
+
+    if 'saved_model' in _WANTED.value:
+        folder = output / saved_model.FOLDER / str(from_config.step_of(path))
+        model = model_in(_PRECISION.value or config.precision)
+        print(exporting.write_saved_model(model, table, folder, images), flush=True)
+    model = model_in('float32')
+    at_size = [examples.resized(image, size, smooth=True) for image in images]
+    if 'float16' in _WANTED.value:
+        content = converters.float16(model, size)
+        print(exporting.write_file('float16', content, output / 'model.float16.tflite', model, at_size), flush=True)
+    if 'int8' in _WANTED.value:
+        count = min(_CALIBRATION_IMAGES.value, len(calibration))
+        with console.progress(count, 'calibration image') as advance:
+            content = converters.int8(model, size, lambda: calibration_images(advance))
+        print(exporting.write_file('int8', content, output / 'model.int8.tflite', model, at_size), flush=True)
+    if 'onnx' in _WANTED.value:
+        content = converters.onnx(model)
+        print(exporting.write_file('onnx', content, output / 'model.onnx', model, images), flush=True)
+
+
+if __name__ == '__main__':
+    entry.run(main)
