@@ -53,11 +53,17 @@ def main() -> None:
 
     with entry.quiet_import():
         from data_prep import records
-        from unet import console, converters, examples, exporting, from_config, saved_model
+        from unet import console, converters, examples, exporting, folding, from_config, saved_model
 
     if 'onnx' in _WANTED.value:
         converters.check_onnx()
     config, table, network, path = from_config.trained(_WORKDIR.value, _CHECKPOINT.value)
+    if config.model.padding == 'valid' and set(_WANTED.value) != {'saved_model'}:
+        raise entry.Failure(
+            entry.BAD_CONFIG,
+            f'--formats={",".join(_WANTED.value)}: the run is of an unpadded network, which sees an image as tiles, in '
+            'a loop that TensorFlow Lite and ONNX cannot express. Pass --formats=saved_model.',
+        )
     split = records.read_split(_DATA_DIR.value, _SPLIT.value)
     calibration = records.read_split(_DATA_DIR.value, _CALIBRATION_SPLIT.value) if 'int8' in _WANTED.value else None
     images = [examples.read(split, number)[0] for number in examples.spread(split, _CHECK_IMAGES.value)]
@@ -66,8 +72,10 @@ def main() -> None:
     output.mkdir(parents=True, exist_ok=True)
     print(f'{path}, compared on {_SPLIT.value} of {_DATA_DIR.value}', flush=True)
 
-    def model_in(precision: str) -> saved_model.Outputs:
+    def model_in(precision: str, *, folded: bool = False) -> saved_model.Outputs:
         own, net = from_config.in_precision(config, network, table, precision)
+        if folded:
+            folding.fold(net)
         return saved_model.outputs_of_logits(
             from_config.logits(own, net), from_config.id_of_class(config.labels, table)
         )
@@ -81,18 +89,18 @@ def main() -> None:
         folder = output / saved_model.FOLDER / str(from_config.step_of(path))
         model = model_in(_PRECISION.value or config.precision)
         print(exporting.write_saved_model(model, table, folder, images), flush=True)
-    model = model_in('float32')
+    model, folded = model_in('float32'), model_in('float32', folded=True)
     at_size = [examples.resized(image, size, smooth=True) for image in images]
     if 'float16' in _WANTED.value:
-        content = converters.float16(model, size)
+        content = converters.float16(folded, size)
         print(exporting.write_file('float16', content, output / 'model.float16.tflite', model, at_size), flush=True)
     if 'int8' in _WANTED.value:
         count = min(_CALIBRATION_IMAGES.value, len(calibration))
         with console.progress(count, 'calibration image') as advance:
-            content = converters.int8(model, size, lambda: calibration_images(advance))
+            content = converters.int8(folded, size, lambda: calibration_images(advance))
         print(exporting.write_file('int8', content, output / 'model.int8.tflite', model, at_size), flush=True)
     if 'onnx' in _WANTED.value:
-        content = converters.onnx(model)
+        content = converters.onnx(folded)
         print(exporting.write_file('onnx', content, output / 'model.onnx', model, images), flush=True)
 
 

@@ -111,6 +111,7 @@ def make_logits(
         if resized:
             target = tf.cast(resize if any(resize) else size, tf.float32)
             target = tf.maximum(tf.cast(tf.round(scale * target), tf.int32), 1)
+            images = tf.cast(images, tf.float32)  # as TensorFlow Lite and ONNX want it
             images = input_pipeline.resize_image(images, target, resize_method)
         logits = network_logits(input_pipeline.normalize(images, network.inputs[0].dtype))
         return tf.image.resize(logits, size) if resized else logits

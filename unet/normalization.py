@@ -7,7 +7,7 @@ TensorFlow's fused op on one replica, and on several keeps one tensor for the ba
 import tensorflow as tf
 from keras import layers
 
-_EPSILON = 1e-3
+EPSILON = 1e-3
 
 
 class BatchNorm(layers.Layer):
@@ -39,18 +39,22 @@ class BatchNorm(layers.Layer):
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
         gamma, beta = tf.convert_to_tensor(self.gamma.value), tf.convert_to_tensor(self.beta.value)
         if not training:
-            scale = gamma * tf.math.rsqrt(self.moving_variance.value + _EPSILON)
-            shift = beta - self.moving_mean.value * scale
+            scale, shift = self.scale_and_shift()
             return x * tf.cast(scale, x.dtype) + tf.cast(shift, x.dtype)
         if self._synchronized or x.dtype == tf.float64:  # which the fused op does not know
             y, mean, variance = _synchronized_norm(x, gamma, beta)
         else:
-            y, mean, variance = tf.compat.v1.nn.fused_batch_norm(x, gamma, beta, epsilon=_EPSILON)
+            y, mean, variance = tf.compat.v1.nn.fused_batch_norm(x, gamma, beta, epsilon=EPSILON)
             pixels = tf.cast(tf.size(x) // x.shape[-1], variance.dtype)
             variance *= (pixels - 1) / pixels  # it returns the unbiased one
         for running, batch in ((self.moving_mean, mean), (self.moving_variance, variance)):
             running.value.assign(self._momentum * running.value + (1 - self._momentum) * batch)
         return y
+
+    def scale_and_shift(self) -> tuple[tf.Tensor, tf.Tensor]:
+        """What evaluation multiplies with and adds, [channels] each."""
+        scale = self.gamma.value * tf.math.rsqrt(self.moving_variance.value + EPSILON)
+        return scale, self.beta.value - self.moving_mean.value * scale
 
 
 def _synchronized_norm(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
@@ -69,7 +73,7 @@ def _synchronized_norm(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor) -> tuple
         wide = tf.cast(x, gamma.dtype)
         moments = mean_over_replicas(tf.stack([tf.reduce_sum(wide, [0, 1, 2]), tf.reduce_sum(wide * wide, [0, 1, 2])]))
         mean, variance = moments[0], tf.maximum(moments[1] - moments[0] ** 2, 0)
-        deviation = tf.math.rsqrt(variance + _EPSILON)
+        deviation = tf.math.rsqrt(variance + EPSILON)
         y = wide * (gamma * deviation) + (beta - mean * gamma * deviation)
 
         def gradient(dy, *_):
