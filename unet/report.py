@@ -1,0 +1,53 @@
+"""Writes a self-contained HTML page about a run, or about several side by side.
+
+    python -m unet.report --workdir=runs/cityscapes
+    python -m unet.report --workdir=runs/a --workdir=runs/b --data_dir=data/cityscapes --output=compared.html
+
+Curves, scores per class, confusion matrix, the images that go best and worst and where the model errs, data, config,
+speed and memory. The page opens offline and needs no script. unet.main and unet.evaluate write it when they are done.
+"""
+
+import os
+
+from absl import flags
+
+from launch import entry
+
+_WORKDIR = flags.DEFINE_multi_string('workdir', [], 'Folder of a run; required, may be repeated to compare runs.')
+_DATA_DIR = flags.DEFINE_string(
+    'data_dir', 'data/cityscapes', "Record folder, for images and data summary; '' leaves these out."
+)
+_SPLIT = flags.DEFINE_string('split', 'validation', 'Split whose images are shown.')
+_IMAGES = flags.DEFINE_integer(
+    'images', 100, 'Images looked at to find the best and worst, evenly over the split.', lower_bound=1
+)
+_SHOWN = flags.DEFINE_integer('shown', 4, 'Images shown of the best and of the worst; 0: none.', lower_bound=0)
+_OUTPUT = flags.DEFINE_string('output', None, 'The HTML file; default report.html in the (first) workdir.')
+
+
+def main() -> None:
+    if not _WORKDIR.value:
+        raise entry.Failure(entry.BAD_USAGE, 'pass --workdir, the folder of a run of unet.main')
+    if len(set(map(os.path.realpath, _WORKDIR.value))) < len(_WORKDIR.value):
+        raise entry.Failure(entry.BAD_USAGE, '--workdir: the same run is given twice')
+    default = 'report.html' if len(_WORKDIR.value) == 1 else 'comparison.html'
+    output = _OUTPUT.value or os.path.join(_WORKDIR.value[0], default)
+
+    with entry.quiet_import():
+        from unet import console, reporting
+
+    with console.progress(_IMAGES.value * len(_WORKDIR.value), 'image') as advance:
+        reporting.write(
+            _WORKDIR.value,
+            output,
+            data_dir=_DATA_DIR.value or None,
+            split=_SPLIT.value,
+            images=_IMAGES.value,
+            count=_SHOWN.value,
+            tick=lambda: advance(1),
+        )
+    print(output)
+
+
+if __name__ == '__main__':
+    entry.run(main)
