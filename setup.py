@@ -19,6 +19,7 @@ CORE = [
     'matplotlib>=3.9',  # the heat map of a confusion matrix
     'pillow>=11',  # PNG and JPEG outside of TensorFlow, pictures with text
     'tqdm>=4.66',  # progress bars
+    'jinja2>=3',  # the HTML of unet.report
 ]
 
 setup(
@@ -32,6 +33,7 @@ setup(
     packages=find_packages(include=['configs', 'data_prep', 'launch', 'unet']),
     # Counts label pixels; without a C compiler or Python's headers it is left out, and Pillow does it.
     ext_modules=[Extension('data_prep._png', ['data_prep/_png.c'], optional=True)],
+    package_data={'unet': ['*.jinja']},
     install_requires=CORE,
     extras_require={
         'core': [],  # nothing more; the make targets name a set of extras
@@ -48,7 +50,6 @@ setup(
             'cityscapesscripts>=2.2',  # the official evaluator, to compare with
             'apache-beam>=2.60',  # the other engine of data_prep
             'pandas>=2',  # tfds.as_dataframe
-            'jinja2>=3',  # likewise
         ],
         'dev': ['ruff>=0.14', 'pre-commit>=4'],
     },

@@ -91,9 +91,16 @@ def test_a_run_is_whole(undisturbed):
     lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
     assert [line['step'] for line in lines if 'train/loss' in line] == [3, 6, 9, 12]
     assert [line['step'] for line in lines if 'eval/miou' in line] == [6, 12]
-    assert {'config.json', 'labels.json', 'metrics.jsonl', 'checkpoints', 'best', 'tensorboard', 'pictures'} == {
-        path.name for path in workdir.iterdir()
-    }
+    assert {
+        'config.json',
+        'labels.json',
+        'metrics.jsonl',
+        'checkpoints',
+        'best',
+        'tensorboard',
+        'pictures',
+        'report.html',
+    } == {path.name for path in workdir.iterdir()}
     values = tiny.checkpoint_values(workdir / 'checkpoints/ckpt-12')
     assert any('state/slots' in name for name in values), 'weights saved without the optimizer state'
     assert values['state/step/.ATTRIBUTES/VARIABLE_VALUE'] == 12

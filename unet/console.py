@@ -1,6 +1,7 @@
 """What a run says: a greeting, a bar on a terminal or plain lines in a log, and scores."""
 
 import contextlib
+import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -120,14 +121,15 @@ class Progress:
             'train/skipped_steps': float(len(rows) - len(finite)),
             'time/images_per_second': speed,
             'time/waiting_for_data': float(rows[:, step.METRICS.index('seconds_without_data')].sum()) / seconds,
-        } | _gpu_memory()
+        } | _peak_memory()
 
 
-def _gpu_memory() -> dict[str, float]:
-    """Largest memory in use so far, GiB, of this process's fullest GPU."""
+def _peak_memory() -> dict[str, float]:
+    """Largest memory in use so far, GiB, of this process and of its fullest GPU."""
+    peak = {'memory/host_peak_gib': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}  # KiB on Linux
     names = [device.name.removeprefix('/device:') for device in tf.config.list_logical_devices('GPU')]
     peaks = [tf.config.experimental.get_memory_info(name)['peak'] for name in names]
-    return {'memory/gpu_peak_gib': max(peaks) / 2**30} if peaks else {}
+    return peak | ({'memory/gpu_peak_gib': max(peaks) / 2**30} if peaks else {})
 
 
 @contextlib.contextmanager

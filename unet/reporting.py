@@ -55,15 +55,34 @@ class Run:
     image_scores: dict[str, float] | None = None
 
 
-def write_after(run: str, data_dir: str, split: str, count: int, tick: Callable[[], None] = lambda: None) -> None:
+def write_after(
+    run: str,
+    data_dir: str,
+    split: str,
+    count: int,
+    stop: Callable[[], bool] = lambda: False,
+    tick: Callable[[], None] = lambda: None,
+) -> None:
     """Writes `report.html` into a workdir at the end of its training or evaluation.
 
     What keeps it from being written is a warning: the work it is about is done and saved.
+
+    Args:
+      run: the workdir.
+      data_dir, split, count: see `write`.
+      stop: whether to give up, since the program is asked to stop.
+      tick: called after each image.
     """
     output = os.path.join(run, FILE)
+
+    def tick_unless_stopped() -> None:
+        if stop():
+            raise entry.Failure(entry.STOPPED, f'stopped on request; python -m unet.report --workdir={run} writes it')
+        tick()
+
     try:
-        write([run], output, data_dir=data_dir, split=split, count=count, tick=tick)
-    except (entry.Failure, OSError) as error:
+        write([run], output, data_dir=data_dir, split=split, count=count, tick=tick_unless_stopped)
+    except (entry.Failure, OSError, tf.errors.ResourceExhaustedError) as error:
         logging.warning('%s: not written: %s', output, error)
     else:
         print(f'Report: {output}', flush=True)
@@ -186,7 +205,7 @@ def _look(
         return [], []
     predicts = [gallery.predictor(str(run.folder), run.checkpoint)[0] for run in runs]
     for run, predict in zip(runs, predicts, strict=True):
-        own = (run.evaluation or {}).get('image_scores')  # from versions that note them
+        own = (run.evaluation or {}).get('scores_of_images')
         if own:
             run.image_scores = {
                 name: math.nan if score['miou'] is None else score['miou'] for name, score in own.items()
@@ -245,17 +264,18 @@ def _summary(runs: list[Run]) -> list[dict]:
         ('mIoU of categories', score('eval/miou_categories'), _percent, max),
         ('Pixel accuracy', score('eval/accuracy'), _percent, max),
         ('Mean class accuracy', score('eval/class_accuracy'), _percent, max),
-        ('iIoU (instance-weighted)', score('eval/miiou'), _percent, max),
-        ('Boundary IoU', score('eval/boundary_miou'), _percent, max),
+        ('iIoU (instance-weighted)', score('eval/iiou'), _percent, max),
+        ('Boundary IoU', score('eval/boundary_iou'), _percent, max),
         ('Scores from', lambda run: _scores(run)[1] or None, str, None),
         ('Steps', lambda run: f'{last(run):,} of {run.config.num_steps:,}', str, None),
         ('Checkpoint', lambda run: run.checkpoint and '/'.join(pathlib.Path(run.checkpoint).parts[-2:]), str, None),
         ('Parameters', _parameters, '{:,}'.format, None),
         ('Training speed (median)', lambda run: median(run, 'time/images_per_second'), '{:.3g} images/s'.format, max),
         ('Evaluation speed', lambda run: median(run, 'time/eval_images_per_second'), '{:.3g} images/s'.format, max),
+        ('Waiting for data', lambda run: median(run, 'time/waiting_for_data'), _percent, min),
         ('Time spent on training steps', hours, _duration, None),
-        ('Host memory, peak', lambda run: largest(run, 'memory/host_gib'), '{:.2f} GiB'.format, min),
-        ('Device memory, peak', lambda run: largest(run, 'memory/device_gib'), '{:.2f} GiB'.format, min),
+        ('Host memory, peak', lambda run: largest(run, 'memory/host_peak_gib'), '{:.2f} GiB'.format, min),
+        ('GPU memory, peak', lambda run: largest(run, 'memory/gpu_peak_gib'), '{:.2f} GiB'.format, min),
     ]
     table = []
     for title, value_of, shown, best_of in rows:

@@ -33,6 +33,7 @@ from unet import (
     metrics,
     model,
     peers,
+    reporting,
     scoring,
     step,
     stopping,
@@ -153,6 +154,11 @@ def train_and_evaluate(
             if isinstance(error, tf.errors.ResourceExhaustedError):
                 raise entry.Failure(entry.BAD_CONFIG, _out_of_memory(config, replicas, error)) from error
             raise
+        if chief:
+            reporting.write_after(
+                run, data_dir, eval_split.name, config.eval.pictures, lambda: bool(stop), stall.progress
+            )
+        group.gather(None)  # nobody leaves before the report is there
         print(f'{run}: {console.headline(scores)}', flush=True)
         return scores
 
