@@ -156,7 +156,8 @@ def test_mistakes_get_one_line_and_a_status(trained, tmp_path):
     [
         {'model.padding': 'valid', 'data.crop': (60, 60)},
         {'eval.resize': (32, 48)},
-        {'precision': 'bfloat16'},
+        {'model.residual': True, 'model.up': 'resize', 'model.dropout': 0.1, 'loss.auxiliary': 0.4},
+        {'model.norm': 'group', 'precision': 'bfloat16'},
         {'precision': 'float16', 'labels': 'label_ids'},
     ],
     ids=str,
@@ -211,27 +212,28 @@ def test_an_export_that_differs_from_its_model_is_not_kept(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ['kept'] and (tmp_path / 'kept').read_bytes() == content
 
 
-def test_folding_changes_nothing_and_leaves_only_signs_and_shifts():
+@pytest.mark.parametrize(('residual', 'folded'), [(False, 12), (True, 7)])
+def test_folding_changes_nothing_and_leaves_only_signs_and_shifts(residual, folded):
     from unet import folding, model, normalization
 
-    network = model.unet(5, width=4, depth=3)
+    network = model.unet(5, width=4, depth=3, residual=residual)
+    norms = [layer for layer in network._flatten_layers() if isinstance(layer, normalization.BatchNorm)]
     rng = np.random.default_rng(0)
-    for variable in network.variables:  # scales of both signs, far apart
+    for variable in network.variables:
         variable.assign(
             variable.numpy() * rng.uniform(0.2, 5, variable.shape) + rng.normal(0, 0.3, variable.shape) ** 2
         )
-    for layer in network.layers:
-        if isinstance(layer, normalization.BatchNorm):
-            layer.gamma.assign(layer.gamma.numpy() * rng.choice([-1, 1], layer.gamma.shape))
+    for norm in norms:  # scales of both signs, far apart
+        norm.gamma.assign(norm.gamma.numpy() * rng.choice([-1, 1], norm.gamma.shape))
     images = rng.uniform(-1, 1, (2, 24, 32, 3)).astype(np.float32)
     before = network(images).numpy()
     folding.fold(network)
     after = network(images).numpy()
     np.testing.assert_allclose(after, before, atol=1e-4 * np.abs(before).max())
-    scales = [layer.scale_and_shift()[0].numpy() for layer in network.layers if hasattr(layer, 'scale_and_shift')]
-    assert len(scales) == 12
-    np.testing.assert_allclose(np.abs(np.concatenate(scales)), 1, rtol=1e-6)
-    assert np.concatenate(scales).min() < 0
+    scales = [norm.scale_and_shift()[0].numpy() for norm in norms]
+    signs = [scale for scale in scales if np.allclose(np.abs(scale), 1, rtol=1e-6)]
+    assert len(scales) == 12 and len(signs) == folded  # a residual block's sum has no convolution to fold into
+    assert np.concatenate(signs).min() < 0
 
 
 def test_int8_takes_images_as_they_are_even_if_calibrated_on_dark_ones():

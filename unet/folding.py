@@ -12,22 +12,31 @@ import keras
 import numpy as np
 from keras import layers
 
-from unet import normalization
+from unet import model, normalization
 
 
 def fold(network: keras.Model) -> None:
-    """Rewrites the weights of a network, which must not be trained any further."""
+    """Rewrites the weights of a network of `model.unet`, which must not be trained any further.
+
+    Normalisation of anything but one convolution's output, such as a residual block's sum, stays as it is.
+    """
+    for layer in network.layers:
+        if isinstance(layer, model.Part):
+            fold(layer.part)
+    outputs = {id(layer.output): layer for layer in network.layers if not isinstance(layer, model.Part)}
     for norm in network.layers:
         if not isinstance(norm, normalization.BatchNorm):
             continue
-        (convolution,) = [layer for layer in network.layers if layer.output is norm.input]
+        convolution = outputs.get(id(norm.input))
         if not isinstance(convolution, layers.Conv2D | layers.Conv2DTranspose):
             continue
-        scale, shift = norm.scale_and_shift()
+        if convolution.activation not in (keras.activations.relu, keras.activations.linear):
+            continue
+        scale, shift = (values.numpy().astype(np.float64) for values in norm.scale_and_shift())
         size = np.abs(scale)
         kernel, bias = (variable.numpy().astype(np.float64) for variable in (convolution.kernel, convolution.bias))
-        outputs_last = not isinstance(convolution, layers.Conv2DTranspose)
-        convolution.kernel.assign(kernel * (size if outputs_last else size[:, None]))
+        channels_last = not isinstance(convolution, layers.Conv2DTranspose)
+        convolution.kernel.assign(kernel * (size if channels_last else size[:, None]))
         convolution.bias.assign(bias * size)
         norm.gamma.assign(np.where(scale < 0, -1.0, 1.0))
         norm.beta.assign(shift)
