@@ -15,7 +15,7 @@ from launch import entry
 
 _WORKDIR = flags.DEFINE_multi_string('workdir', [], 'Folder of a run; required, may be repeated to compare runs.')
 _DATA_DIR = flags.DEFINE_string(
-    'data_dir', 'data/cityscapes', "Record folder, for images and data summary; '' leaves these out."
+    'data_dir', None, 'Record folder, for images and data summary; default data/cityscapes, if it is there.'
 )
 _SPLIT = flags.DEFINE_string('split', 'validation', 'Split whose images are shown.')
 _IMAGES = flags.DEFINE_integer(
@@ -30,6 +30,12 @@ def main() -> None:
         raise entry.Failure(entry.BAD_USAGE, 'pass --workdir, the folder of a run of unet.main')
     if len(set(map(os.path.realpath, _WORKDIR.value))) < len(_WORKDIR.value):
         raise entry.Failure(entry.BAD_USAGE, '--workdir: the same run is given twice')
+    data_dir = _DATA_DIR.value
+    if data_dir is None:
+        data_dir = 'data/cityscapes'
+        if not os.path.exists(data_dir):
+            print(f'no records in {data_dir}: a page without images; pass --data_dir to have them', flush=True)
+            data_dir = None
     default = 'report.html' if len(_WORKDIR.value) == 1 else 'comparison.html'
     output = _OUTPUT.value or os.path.join(_WORKDIR.value[0], default)
 
@@ -40,7 +46,7 @@ def main() -> None:
         reporting.write(
             _WORKDIR.value,
             output,
-            data_dir=_DATA_DIR.value or None,
+            data_dir=data_dir,
             split=_SPLIT.value,
             images=_IMAGES.value,
             count=_SHOWN.value,
