@@ -54,7 +54,7 @@ def main() -> None:
         import numpy as np
 
         from data_prep import records
-        from unet import cluster, from_config, instances, peers, scoring, submission, tally, workdir
+        from unet import cluster, from_config, instances, peers, reporting, scoring, submission, tally, workdir
 
     config = workdir.read_config(_WORKDIR.value)
     looks = {'scales': scales, 'flip': _FLIP.value}
@@ -114,6 +114,7 @@ def main() -> None:
                 _report(
                     tally.whole(tally.add(shares, table), split, table), config.labels, table, split.name, path, looks
                 )
+                reporting.write_after(_WORKDIR.value, _DATA_DIR.value, split.name, config.eval.pictures)
         group.gather(None)  # nobody leaves before the files are written
 
 
