@@ -20,6 +20,8 @@ CORE = [
     'pillow>=11',  # PNG and JPEG outside of TensorFlow, pictures with text
     'tqdm>=4.66',  # progress bars
     'jinja2>=3',  # the HTML of unet.report
+    'jinja2>=3',  # templates of the launchers
+    'pyyaml>=6',  # Kubernetes manifests
 ]
 
 setup(
@@ -35,6 +37,7 @@ setup(
     ext_modules=[Extension('data_prep._png', ['data_prep/_png.c'], optional=True)],
     package_data={'unet': ['*.jinja']},
     install_requires=CORE,
+    package_data={'launch': ['templates/*']},
     extras_require={
         'core': [],  # nothing more; the make targets name a set of extras
         'cuda': ['tensorflow[and-cuda]>=2.21,<2.22'],  # NVIDIA's libraries for the GPU
@@ -50,6 +53,8 @@ setup(
             'cityscapesscripts>=2.2',  # the official evaluator, to compare with
             'apache-beam>=2.60',  # the other engine of data_prep
             'pandas>=2',  # tfds.as_dataframe
+            'pandas>=2',  # tfds.as_dataframe, which needs jinja2 too
+            'kubernetes-validate>=1.35',  # the API schemas of many Kubernetes versions
         ],
         'dev': ['ruff>=0.14', 'pre-commit>=4'],
     },

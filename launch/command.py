@@ -1,0 +1,197 @@
+"""What every launcher does with the command that it starts elsewhere: put it together, check it, vary it.
+
+    command.check('unet.main', ['--config=configs/cityscapes.py'], workers=2, devices=8)
+    for point in command.sweep(['config.optimizer.learning_rate=1e-3,3e-4']):
+        arguments = command.compose('unet.main', f'runs/{point.name}', 'data/cityscapes', point.arguments)
+
+No TensorFlow, and nothing of `unet`: launchers answer at once.
+"""
+
+import dataclasses
+import itertools
+import json
+import os
+import pathlib
+import re
+import sys
+
+from absl import flags
+from ml_collections import config_flags
+
+from configs import default
+from launch import entry
+
+RUN_AGAIN = (entry.STOPPED, entry.PEER_LOST)
+TERMINATED = 143  # by SIGTERM, before the program could answer it
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """One point of a sweep: `name` is its folder below the workdir, `arguments` are what it adds to the command."""
+
+    name: str
+    arguments: tuple[str, ...]
+
+
+def overall_status(statuses: list[int]) -> int:
+    """One exit status for several ranks or jobs: a permanent failure outweighs those that ask to be run again."""
+    permanent = [status for status in statuses if status not in (entry.OK, *RUN_AGAIN, TERMINATED)]
+    return min(permanent) if permanent else max(statuses)
+
+
+def compose(
+    python: str, module: str, workdir: str, data_dir: str | None, arguments: list[str] | tuple[str, ...]
+) -> list[str]:
+    """The command line of a program: programs of unet are given --workdir and --data_dir, those of data_prep
+    --data_dir, any other only `arguments`."""
+    places = {
+        'unet': [f'--workdir={workdir}', *([f'--data_dir={data_dir}'] if data_dir else [])],
+        'data_prep': [f'--data_dir={data_dir}'] if data_dir else [],
+    }
+    return [python, '-m', module, *places.get(module.partition('.')[0], []), *arguments]
+
+
+def read_config(arguments: list[str]):
+    """The config that `--config=... --config.x=...` among the arguments stand for; None if there is no --config.
+
+    Raises:
+      Failure: with the status that the program itself would end with.
+    """
+    argv = ['', *arguments]
+    named = [a for a in arguments if re.match(r'--?config(=|$)', a)]
+    if not named:
+        return None
+    path = named[0].partition('=')[2] or ''.join(arguments[arguments.index(named[0]) + 1 :][:1])
+    if not os.path.exists(path.partition(':')[0]):
+        raise entry.Failure(entry.MISSING_INPUT, f'--config={path}: no such file (seen from {os.getcwd()})')
+    values = flags.FlagValues()
+    config = config_flags.DEFINE_config_file('config', None, flag_values=values, sys_argv=argv)
+    try:
+        values(argv, known_only=True)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        reason = str(error.args[0] if error.args else error).strip()
+        raise entry.Failure(entry.BAD_USAGE, f'--config: {reason}') from error
+    return config.value
+
+
+def check(module: str, arguments: list[str], *, workers: int, devices: int) -> None:
+    """Fails here and now where the program would fail in the cluster.
+
+    Args:
+      module: program to start.
+      arguments: what it is started with.
+      workers: number of processes.
+      devices: GPUs of all workers together, or workers if there are no GPUs.
+
+    Raises:
+      Failure: BAD_USAGE, MISSING_INPUT or BAD_CONFIG.
+    """
+    root = pathlib.Path(__file__).parent.parent
+    if not (root / (module.replace('.', '/') + '.py')).exists() and not any(
+        (pathlib.Path(folder) / (module.replace('.', '/') + '.py')).exists() for folder in ('.', *sys.path)
+    ):
+        raise entry.Failure(
+            entry.BAD_USAGE, f'--module={module}: no such program; e.g. unet.main or data_prep.build_tfrecords'
+        )
+    if module.startswith('data_prep.') and workers > 1:
+        raise entry.Failure(
+            entry.BAD_USAGE, f'--module={module} uses all cores of one host: ask for one worker, not {workers}'
+        )
+    if module != 'unet.main':
+        return
+    config = read_config(arguments)
+    if config is None:
+        raise entry.Failure(
+            entry.BAD_USAGE, 'unet.main needs a config: end the line with -- --config=configs/cityscapes.py'
+        )
+    problems = default.validate(config)
+    if not problems and config.global_batch % devices:
+        problems = [
+            f'config.global_batch={config.global_batch} does not divide over {devices} devices: the next that does is '
+            f'{-(-config.global_batch // devices) * devices}'
+        ]
+    if not problems and config.runtime.virtual_devices and devices > workers:
+        problems = [
+            f'config.runtime.virtual_devices={config.runtime.virtual_devices} splits the CPU, and GPUs are asked for: '
+            'set one of them to 0'
+        ]
+    if problems:
+        raise entry.Failure(entry.BAD_CONFIG, '\n'.join(problems))
+
+
+def check_data(data_dir: str, splits: tuple[str, ...], workers: int) -> None:
+    """Looks at a record folder that is reachable from here: finished, the splits there, and shards enough.
+
+    Raises:
+      Failure: MISSING_INPUT or BAD_DATA.
+    """
+    folder = pathlib.Path(data_dir)
+    info = folder / 'dataset_info.json'
+    if (folder / 'building').exists():
+        raise entry.Failure(
+            entry.BAD_DATA, f'{data_dir}: its build has not finished. Run data_prep.build_tfrecords again first.'
+        )
+    if not info.exists():
+        raise entry.Failure(
+            entry.MISSING_INPUT,
+            f'{data_dir}: no dataset here (seen from this host). Pass --data_dir, make it with '
+            'data_prep.build_tfrecords, or --data_elsewhere if only the cluster sees it.',
+        )
+    try:
+        found = {split['name']: len(split['shardLengths']) for split in json.loads(info.read_text())['splits']}
+    except (ValueError, KeyError, TypeError) as error:
+        raise entry.Failure(entry.BAD_DATA, f'{info}: cannot be read ({error}). Build the folder again.') from error
+    for split in splits:
+        if not found.get(split):
+            raise entry.Failure(
+                entry.MISSING_INPUT, f'{data_dir}: no split {split!r}; it holds {", ".join(found) or "none"}'
+            )
+    shards = sum(found[split] for split in splits)
+    if splits and workers > shards:
+        raise entry.Failure(
+            entry.BAD_CONFIG,
+            f'{data_dir}: {workers} workers, and only {shards} shards of {"+".join(splits)}. Ask for at most {shards} '
+            'workers, or build the records in more shards.',
+        )
+
+
+def sweep(specifications: list[str]) -> list[Point]:
+    """Every combination of `field=value,value` lists, the last varying fastest; commas within brackets do not divide.
+    Without any, no points.
+
+    Raises:
+      Failure: BAD_USAGE.
+    """
+    if not specifications:
+        return []
+    axes = []
+    for text in specifications:
+        field, equals, values = text.removeprefix('--').partition('=')
+        parts = _split_commas(values)
+        if not (re.fullmatch(r'[A-Za-z_][\w.]*', field) and equals and all(parts)):
+            raise entry.Failure(
+                entry.BAD_USAGE,
+                f'--sweep={text}: write field=value,value e.g. config.optimizer.learning_rate=1e-3,3e-4',
+            )
+        axes.append([(field, value) for value in parts])
+    points = []
+    for combination in itertools.product(*axes):
+        name = ','.join(f'{field.removeprefix("config.")}={value}' for field, value in combination)
+        folder = re.sub(r'[^\w.,=+-]', '_', name)
+        points.append(Point(folder, tuple(f'--{field}={value}' for field, value in combination)))
+    names = [point.name for point in points]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise entry.Failure(entry.BAD_USAGE, f'--sweep: {twice} comes twice; each point has a workdir of its own')
+    return points
+
+
+def _split_commas(text: str) -> list[str]:
+    parts, depth = [''], 0
+    for character in text:
+        depth += (character in '([{') - (character in ')]}')
+        if character == ',' and depth == 0:
+            parts.append('')
+        else:
+            parts[-1] += character
+    return parts

@@ -1,0 +1,144 @@
+"""The flags that launch.slurm and launch.kubernetes share, and what they amount to.
+
+plan = plan.from_flags(arguments, 'slurm')
+"""
+
+import dataclasses
+import hashlib
+import os
+import pathlib
+import re
+
+from absl import flags
+
+from launch import command, entry
+
+MODULE = flags.DEFINE_string(
+    'module', 'unet.main', 'Program to start: unet.main, or e.g. data_prep.build_tfrecords as a job without GPUs.'
+)
+WORKDIR = flags.DEFINE_string(
+    'workdir', None, 'Folder of the run, forwarded; the launch is recorded in it. Default runs/<config name>.'
+)
+_DATA_DIR = flags.DEFINE_string('data_dir', 'data/cityscapes', 'Record folder, forwarded.')
+_STAGE_DIR = flags.DEFINE_string(
+    'stage_dir', None, "Folder on the node's own disk, e.g. /local/nvme: records are copied there before training."
+)
+_STAGE_SPLITS = flags.DEFINE_list(
+    'stage_splits', None, 'Splits to copy; default those that the config trains and evaluates on.'
+)
+_SWEEP = flags.DEFINE_multi_string(
+    'sweep', [], 'config.field=value,value: one run for each, below --workdir. Given again: every combination.'
+)
+PARALLELISM = flags.DEFINE_integer('parallelism', None, 'Runs of a sweep at a time; default all.', lower_bound=1)
+MAX_RESTARTS = flags.DEFINE_integer(
+    'max_restarts', 3, 'Attempts in a row that may end without a new checkpoint; others are not counted.', lower_bound=0
+)
+PYTHON = flags.DEFINE_string('python', None, 'Python to run with.')
+TEMPLATE = flags.DEFINE_string('template', None, 'Your own copy of a file in launch/templates.')
+DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Check, and print what would be submitted.')
+WAIT = flags.DEFINE_bool('wait', False, "Wait for the job's end and exit with its status.")
+FOLLOW = flags.DEFINE_bool('follow', False, 'Print the log of the last launch of --workdir as it grows.')
+STATUS = flags.DEFINE_bool('status', False, 'Print the state of the last launch of --workdir.')
+CANCEL = flags.DEFINE_bool('cancel', False, 'End the last launch of --workdir; a run saves a checkpoint first.')
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One program to start. Paths are absolute."""
+
+    workdir: str
+    command: list[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is to be launched.
+
+    Attributes:
+      module: program.
+      workdir: of the launch; a sweep's runs have theirs below it.
+      data_dir: where the program reads records: the staged copy if there is one.
+      runs: one, or those of the sweep.
+      is_sweep: whether --sweep was given.
+      stage: command that copies the records to the node's disk; empty if they are read where they are.
+    """
+
+    module: str
+    workdir: str
+    data_dir: str
+    runs: list[Run]
+    is_sweep: bool
+    stage: list[str]
+
+    @property
+    def data_prep(self) -> bool:
+        return self.module.startswith('data_prep.')
+
+
+def subcommand() -> str:
+    """'status', 'follow' or 'cancel'; '' to submit. Raises Failure BAD_USAGE if two are asked for."""
+    asked = [flag.name for flag in (STATUS, FOLLOW, CANCEL) if flag.value]
+    if len(asked) > 1:
+        raise entry.Failure(entry.BAD_USAGE, f'--{asked[0]} and --{asked[1]}: one at a time')
+    if asked and WORKDIR.value is None:
+        raise entry.Failure(entry.BAD_USAGE, f'--{asked[0]}: pass the --workdir of the launch too')
+    return asked[0] if asked else ''
+
+
+def from_flags(arguments: list[str], *, python: str, workers: int, gpus: int, data_is_here: bool) -> Plan:
+    """Checks all that can be checked from here.
+
+    Args:
+      arguments: what came after `--`.
+      python: interpreter, in the cluster.
+      workers: processes of each run.
+      gpus: of each worker.
+      data_is_here: whether --data_dir is to be looked at from this host.
+
+    Raises:
+      Failure: BAD_USAGE, MISSING_INPUT, BAD_DATA or BAD_CONFIG, with the status the program itself would end with.
+    """
+    module = MODULE.value
+    for name in ('workdir', 'data_dir'):
+        if any(re.match(f'--?{name}(=|$)', argument) for argument in arguments):
+            raise entry.Failure(entry.BAD_USAGE, f'--{name}: write it before the --; it is forwarded from there')
+    points = command.sweep(_SWEEP.value)
+    if PARALLELISM.value and not points:
+        raise entry.Failure(entry.BAD_USAGE, '--parallelism is for a --sweep')
+    for point in points or [command.Point('', ())]:
+        command.check(module, [*arguments, *point.arguments], workers=workers, devices=workers * max(gpus, 1))
+    config = command.read_config(arguments) if module == 'unet.main' else None
+
+    source = os.path.abspath(_DATA_DIR.value)
+    workdir = os.path.abspath(WORKDIR.value or os.path.join('runs', _default_name(module, arguments)))
+    if '://' in workdir or '://' in _DATA_DIR.value:
+        raise entry.Failure(entry.BAD_USAGE, '--workdir and --data_dir: launchers take folders, not gs:// and the like')
+    splits = (*config.data.train_splits, config.data.eval_split) if config else ()
+    if module.startswith('unet.') and data_is_here:
+        command.check_data(source, splits, workers)
+    data_dir, stage = source, []
+    if _STAGE_DIR.value:
+        if not module.startswith('unet.'):
+            raise entry.Failure(entry.BAD_USAGE, f'--stage_dir: --module={module} reads no records')
+        wanted = _STAGE_SPLITS.value or list(dict.fromkeys(splits))
+        # A name of its own for every source, so that jobs that share a node share what is the same and no more.
+        digest = hashlib.sha256(os.fsencode(source)).hexdigest()[:8]
+        data_dir = os.path.join(os.path.abspath(_STAGE_DIR.value), f'{os.path.basename(source)}-{digest}')
+        stage = [python, '-m', 'data_prep.stage_tfrecords', f'--data_dir={source}', f'--to={data_dir}']
+        stage += [f'--splits={",".join(wanted)}'] if wanted else []
+    runs = []
+    for point in points or [command.Point('', ())]:
+        folder = os.path.join(workdir, point.name) if point.name else workdir
+        composed = command.compose(python, module, folder, data_dir, [*arguments, *point.arguments])
+        runs.append(Run(folder, composed))
+    return Plan(module, workdir, source if module.startswith('data_prep.') else data_dir, runs, bool(points), stage)
+
+
+def _default_name(module: str, arguments: list[str]) -> str:
+    named = [argument.partition('=')[2] for argument in arguments if re.match('--?config=', argument)]
+    return pathlib.Path(named[0].partition(':')[0]).stem if named else module.rpartition('.')[2]
+
+
+def job_name(workdir: str) -> str:
+    """The workdir's last part, with what may not be in a job's name replaced."""
+    return re.sub(r'[^\w.=,+ -]', '_', os.path.basename(workdir)) or 'run'

@@ -1,0 +1,72 @@
+"""The launches of a workdir: what was submitted, when, and under which job id.
+
+    folder = record.begin('runs/cityscapes')  # runs/cityscapes/launch/20261123-160501
+    record.finish(folder, {'launcher': 'slurm', 'job': '4711', ...})
+    record.latest('runs/cityscapes', 'slurm')['job']
+
+One folder per launch below <workdir>/launch: the rendered files, `launch.json`, and what the job notes there itself.
+"""
+
+import datetime
+import json
+import pathlib
+
+from data_prep import records
+from launch import entry
+
+FOLDER = 'launch'
+_FILE = 'launch.json'
+
+
+def begin(workdir: str) -> pathlib.Path:
+    """A new folder for a launch, named after the time in UTC.
+
+    Raises:
+      Failure: MISSING_INPUT if it cannot be made.
+    """
+    while True:
+        now = datetime.datetime.now(datetime.UTC)
+        folder = pathlib.Path(workdir).absolute() / FOLDER / now.strftime('%Y%m%d-%H%M%S.%f')
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise entry.Failure(
+                entry.MISSING_INPUT,
+                f'--workdir={workdir}: cannot be written to from here ({error.strerror}). Pass another one.',
+            ) from error
+
+
+def finish(folder: pathlib.Path, launch: dict) -> None:
+    """Writes launch.json; a launch without it was never submitted."""
+    submitted = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
+    content = json.dumps({'submitted': submitted, **launch}, indent=1) + '\n'
+    records.write_atomically(folder / _FILE, content)
+
+
+def latest(workdir: str, launcher: str) -> dict:
+    """The last launch of a workdir by `launcher`, with its folder as 'folder'.
+
+    Raises:
+      Failure: MISSING_INPUT if there is none.
+    """
+    launches = find(workdir, launcher)
+    if not launches:
+        raise entry.Failure(
+            entry.MISSING_INPUT,
+            f'--workdir={workdir}: nothing was launched here with launch.{launcher} '
+            f'({pathlib.Path(workdir) / FOLDER} holds no such launch). Pass the --workdir of the launch.',
+        )
+    return launches[-1]
+
+
+def find(workdir: str, launcher: str) -> list[dict]:
+    """All launches of a workdir by `launcher`, oldest first."""
+    launches = []
+    for file in sorted(pathlib.Path(workdir).glob(f'{FOLDER}/*/{_FILE}')):
+        launch = records.read_json(file) | {'folder': str(file.parent)}
+        if launch.get('launcher') == launcher:
+            launches.append(launch)
+    return launches

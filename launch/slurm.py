@@ -1,0 +1,240 @@
+"""Trains on a Slurm cluster: renders a job, checks it, submits it, and looks after it.
+
+    python -m launch.slurm --nodes=2 --gpus_per_node=8 --time=24:00:00 --data_dir=data/cityscapes \\
+        --workdir=runs/cityscapes -- --config=configs/cityscapes.py
+    python -m launch.slurm --workdir=runs/cityscapes --follow     (--status, --cancel)
+
+Everything after `--` goes to unet.main unchanged. The job stops ahead of its time limit and when it is preempted, saves
+a checkpoint, requeues itself and goes on, until training is done. --dry_run prints the job; the log is
+<workdir>/slurm.log.
+A sweep, at most two runs at a time: --sweep=config.optimizer.learning_rate=1e-3,3e-4 --parallelism=2.
+"""
+
+import os
+import re
+import sys
+
+from absl import flags
+
+from launch import entry, plan, record, rendering, slurm_jobs
+
+_NODES = flags.DEFINE_integer('nodes', 1, 'Nodes of the job; one process on each, with all its GPUs.', lower_bound=1)
+_GPUS = flags.DEFINE_integer(
+    'gpus_per_node', None, 'GPUs of each node; default 1, and 0 for --module=data_prep....', lower_bound=0
+)
+_CPUS = flags.DEFINE_integer('cpus_per_task', None, "CPU cores per node; default the site's.", lower_bound=1)
+_TIME = flags.DEFINE_string('time', None, 'Time limit, e.g. 24:00:00 or 7-00:00; the job goes on in a new one.')
+_EXCLUSIVE = flags.DEFINE_bool('exclusive', False, 'Share the nodes with no other job.')
+_PASSED_ON = {
+    name: flags.DEFINE_string(name, None, f'{text} (as in sbatch).')
+    for name, text in {
+        'mem': 'Memory per node, e.g. 64G',
+        'partition': 'Partition',
+        'account': 'Account to charge',
+        'qos': 'Quality of service',
+        'constraint': 'Features the nodes must have',
+        'exclude': 'Nodes to leave out',
+        'reservation': 'Reservation',
+        'dependency': 'Jobs to wait for, e.g. afterok:4711',
+        'mail_user': 'Who is told when the job ends or fails',
+    }.items()
+}
+_JOB_NAME = flags.DEFINE_string('job_name', None, "Default: the workdir's name.")
+_SBATCH_ARG = flags.DEFINE_multi_string('sbatch_arg', [], 'Any other option of sbatch, e.g. --licenses=foo.')
+_SETUP = flags.DEFINE_multi_string(
+    'setup', [], 'Line of bash before the command, e.g. "module load cuda"; may be given several times.'
+)
+_STOP_BEFORE = flags.DEFINE_integer(
+    'stop_before', 180, 'Seconds before the time limit at which the run is asked to stop.', lower_bound=1
+)
+_CONTAINER = flags.DEFINE_string('container', None, 'Image to run in; the code is that of the current folder.')
+_RUNTIME = flags.DEFINE_enum('container_runtime', 'pyxis', ['pyxis', 'apptainer'], 'What starts --container.')
+_MOUNT = flags.DEFINE_multi_string(
+    'mount', [], 'SOURCE[:TARGET] in the container, beside the current folder, --workdir and --data_dir.'
+)
+_DATA_ELSEWHERE = flags.DEFINE_bool(
+    'data_elsewhere', False, 'Only the nodes see --data_dir: do not look at it from here.'
+)
+
+
+def main(arguments: list[str]) -> int:
+    asked = plan.subcommand()
+    if asked:
+        launch = record.latest(plan.WORKDIR.value, 'slurm')
+        return {'status': slurm_jobs.print_status, 'follow': slurm_jobs.follow, 'cancel': slurm_jobs.cancel}[asked](
+            launch
+        )
+    gpus = _GPUS.value
+    if gpus is None:
+        gpus = 1 if plan.MODULE.value.startswith('unet.') else 0
+    python = plan.PYTHON.value or ('python3' if _CONTAINER.value else sys.executable)
+    planned = plan.from_flags(
+        arguments, python=python, workers=_NODES.value, gpus=gpus, data_is_here=not _DATA_ELSEWHERE.value
+    )
+    _check_resources(gpus)
+    if plan.DRY_RUN.value:
+        script = _render(planned, gpus, 'dry-run')
+        print(script, end='', flush=True)
+        slurm_jobs.test_only(script)
+        return entry.OK
+    return _submit(planned, gpus)
+
+
+def _submit(planned: plan.Plan, gpus: int) -> int:
+    for launch in record.find(planned.workdir, 'slurm')[-1:]:
+        if slurm_jobs.active(launch):
+            raise entry.Failure(
+                entry.IN_USE,
+                f'{planned.workdir}: job {launch["job"]}, launched {launch["submitted"]}, is not over. Use --follow, '
+                '--cancel, or another --workdir.',
+            )
+    folder = record.begin(planned.workdir)
+    script = folder / 'job.sbatch'
+    script.write_bytes(os.fsencode(_render(planned, gpus, folder.name)))
+    logs = slurm_jobs.logs(planned.workdir, len(planned.runs) if planned.is_sweep else 0)
+    sizes = [os.path.getsize(log) if os.path.exists(log) else 0 for log in logs]
+    job = slurm_jobs.submit(script)
+    record.finish(
+        folder,
+        {
+            'launcher': 'slurm',
+            'job': job,
+            'argv': sys.argv[1:],
+            'runs': [run.workdir for run in planned.runs],
+            'logs': logs,
+            'log_starts': sizes,
+        },
+    )
+    print(f'submitted job {job}; --workdir={planned.workdir} --follow shows its log', flush=True)
+    return slurm_jobs.wait(record.latest(planned.workdir, 'slurm')) if plan.WAIT.value else entry.OK
+
+
+def _render(planned: plan.Plan, gpus: int, launch: str) -> str:
+    pyxis, apptainer = _container(planned)
+    return rendering.render(
+        plan.TEMPLATE.value or rendering.TEMPLATES / 'job.sbatch',
+        options=_options(planned, gpus),
+        setup=_SETUP.value,
+        points=planned.runs if planned.is_sweep else [],
+        workdir=planned.workdir,
+        command=planned.runs[0].command,
+        data_dir=planned.data_dir,
+        data_prep=planned.data_prep,
+        stage=planned.stage,
+        launch=launch,
+        nodes=_NODES.value,
+        gpus=gpus,
+        max_restarts=plan.MAX_RESTARTS.value,
+        pyxis=pyxis,
+        apptainer=apptainer,
+    )
+
+
+def _options(planned: plan.Plan, gpus: int) -> list[str]:
+    """The #SBATCH lines, without that word."""
+    if '\\' in planned.workdir:
+        raise entry.Failure(entry.BAD_USAGE, f'--workdir={planned.workdir}: Slurm takes no log file with a backslash')
+    log = os.path.join(planned.workdir, 'slurm' + ('-{}' if planned.is_sweep else '') + '.log')
+    options = {
+        'job-name': _JOB_NAME.value or os.path.basename(planned.workdir),
+        'chdir': os.getcwd(),
+        'output': log.replace('%', '%%').replace('{}', '%a') if planned.is_sweep else log.replace('%', '%%'),
+        'open-mode': 'append',
+        'nodes': str(_NODES.value),
+        'ntasks-per-node': '1',
+        'signal': f'TERM@{_STOP_BEFORE.value}',  # to the ranks; B: would be to the batch shell alone
+        'time': _TIME.value,
+        'cpus-per-task': str(_CPUS.value) if _CPUS.value else None,
+        'gpus-per-node': str(gpus) if gpus else None,
+        **{name.replace('_', '-'): flag.value for name, flag in _PASSED_ON.items()},
+        'mail-type': 'END,FAIL' if _PASSED_ON['mail_user'].value else None,
+    }
+    if planned.is_sweep:
+        limit = f'%{plan.PARALLELISM.value}' if plan.PARALLELISM.value else ''
+        options['array'] = f'0-{len(planned.runs) - 1}{limit}'
+    lines = ['--requeue', *(['--exclusive'] if _EXCLUSIVE.value else [])]
+    lines += [f'--{name}={_directive(name, value)}' for name, value in options.items() if value is not None]
+    for argument in _SBATCH_ARG.value:
+        name, equals, value = argument.partition('=')
+        if not re.fullmatch(r'--?[\w-]+', name):
+            raise entry.Failure(entry.BAD_USAGE, f'--sbatch_arg={argument}: write --option or --option=value')
+        lines.append(name + equals + (_directive(name, value) if equals else ''))
+    return lines
+
+
+def _directive(name: str, value: str) -> str:
+    """A value as Slurm's own reader of #SBATCH lines wants it quoted."""
+    if re.search(r'[\x00-\x1f\x7f]', value):
+        raise entry.Failure(entry.BAD_USAGE, f'{name}={value!r}: an option of Slurm holds no line breaks or the like')
+    if re.fullmatch(r'[\w@%+=:,./-]+', value):
+        return value
+    return '"' + value.replace('\\', '\\\\').replace('"', '\\"') + '"'
+
+
+def _container(planned: plan.Plan) -> tuple[list[str], list[str]]:
+    """Options of srun for pyxis, or the words before the command for apptainer."""
+    if not _CONTAINER.value:
+        if _MOUNT.value:
+            raise entry.Failure(entry.BAD_USAGE, '--mount is for a --container')
+        return [], []
+    here = [os.getcwd(), planned.workdir, planned.data_dir]
+    if planned.stage:
+        here += [flag.partition('=')[2] for flag in planned.stage if flag.startswith('--data_dir=')]
+        here[2] = os.path.dirname(planned.data_dir)
+    mounts = [mount if ':' in mount else f'{mount}:{mount}' for mount in _MOUNT.value]
+    for place in dict.fromkeys(here):
+        if re.search('[:,]', place):
+            raise entry.Failure(entry.BAD_USAGE, f'{place}: a folder with a colon or comma cannot be mounted')
+        mounts.append(f'{place}:{place}')
+    if _RUNTIME.value == 'pyxis':
+        options = [f'--container-image={_CONTAINER.value}', f'--container-mounts={",".join(mounts)}']
+        return [*options, f'--container-workdir={os.getcwd()}'], []
+    binds = [word for mount in mounts for word in ('--bind', mount)]
+    gpu = [] if _GPUS.value == 0 or planned.data_prep else ['--nv']
+    return [], ['apptainer', 'exec', *gpu, *binds, '--pwd', os.getcwd(), _CONTAINER.value]
+
+
+def _check_resources(gpus: int) -> None:
+    """Raises Failure BAD_USAGE for what contradicts itself."""
+    seconds = _seconds(_TIME.value) if _TIME.value else None
+    if seconds is not None and seconds <= _STOP_BEFORE.value:
+        raise entry.Failure(
+            entry.BAD_USAGE,
+            f'--time={_TIME.value} is {seconds} s, and the run is asked to stop --stop_before={_STOP_BEFORE.value} s '
+            'before its end: it could do nothing. Lengthen the one or shorten the other.',
+        )
+    if gpus and plan.MODULE.value.startswith('data_prep.'):
+        raise entry.Failure(entry.BAD_USAGE, f'--gpus_per_node={gpus}: data_prep uses no GPUs; leave it out')
+    memory = _PASSED_ON['mem'].value
+    if memory and not re.fullmatch(r'\d+[KMGT]?', memory):
+        raise entry.Failure(entry.BAD_USAGE, f'--mem={memory}: write a number with K, M, G or T, e.g. 64G')
+    for argument in _SBATCH_ARG.value:
+        name = argument.partition('=')[0].lstrip('-').replace('-', '_')
+        if name in ('output', 'open_mode', 'requeue', 'no_requeue', 'signal', 'array', 'chdir', 'parsable', 'wait'):
+            raise entry.Failure(entry.BAD_USAGE, f'--sbatch_arg={argument}: the launcher sets this option itself')
+        if name in flags.FLAGS:
+            raise entry.Failure(entry.BAD_USAGE, f'--sbatch_arg={argument}: there is a flag --{name} for it')
+
+
+def _seconds(limit: str) -> int | None:
+    """Seconds of a time limit in one of sbatch's forms; None if it has none. Raises Failure BAD_USAGE."""
+    if limit.upper() in ('UNLIMITED', 'INFINITE'):
+        return None
+    found = re.fullmatch(r'(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?', limit)
+    if not found:
+        raise entry.Failure(
+            entry.BAD_USAGE, f'--time={limit}: write minutes, hours:minutes:seconds or days-hours:minutes'
+        )
+    days, *parts = found.groups()
+    numbers = [int(part) for part in parts if part is not None]
+    if days is not None:  # days-hours[:minutes[:seconds]]
+        hours, minutes, seconds = [*numbers, 0, 0][:3]
+    elif len(numbers) == 3:
+        hours, minutes, seconds = numbers
+    else:  # minutes[:seconds]
+        hours, (minutes, seconds) = 0, [*numbers, 0][:2]
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
+if __name__ == '__main__':
+    entry.run(main, forwards=True)

@@ -1,0 +1,185 @@
+"""Slurm's commands, asked about the jobs of a launch.
+
+    job = slurm_jobs.submit('runs/x/launch/20261123-160501/job.sbatch')
+    status = slurm_jobs.wait(record.latest('runs/x', 'slurm'))
+
+A launch is one job or a job array; a state of the queue is asked for in fields that hold nothing a user wrote.
+"""
+
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import time
+
+from launch import command, entry
+
+_FIELDS = ('JobArrayID', 'State', 'Reason', 'exit_code', 'RestartCnt', 'TimeUsed', 'NodeList')
+_POLL = 1.0  # seconds between questions to the controller, doubled up to
+_POLL_MOST = 15.0
+_NOT_OVER = {'PENDING', 'RUNNING', 'CONFIGURING', 'COMPLETING', 'SUSPENDED', 'REQUEUED', 'REQUEUE_HOLD', 'STOPPED'}
+_NOT_OVER |= {'REQUEUE_FED', 'RESIZING', 'SIGNALING', 'STAGE_OUT', 'SPECIAL_EXIT'}
+
+
+def submit(script: os.PathLike) -> str:
+    """The job's id. Raises Failure BAD_CONFIG with sbatch's own words if it refuses."""
+    _need('sbatch')
+    done = subprocess.run(['sbatch', '--parsable', os.fspath(script)], capture_output=True, text=True)
+    if done.returncode:
+        raise entry.Failure(entry.BAD_CONFIG, f'sbatch refuses the job: {_first_error(done.stderr)}')
+    return done.stdout.strip().partition(';')[0]
+
+
+def test_only(script: str) -> None:
+    """Asks Slurm, if there is one on this host, whether and when it would start a job; the answer goes to stderr.
+
+    Raises:
+      Failure: BAD_CONFIG if it would refuse.
+    """
+    if not shutil.which('sbatch'):
+        print('launch.slurm: no sbatch on this host, so Slurm was not asked', file=sys.stderr)
+        return
+    done = subprocess.run(['sbatch', '--test-only'], input=os.fsencode(script), capture_output=True)
+    answer = _first_error(done.stderr.decode(errors='replace'))
+    if done.returncode:
+        raise entry.Failure(entry.BAD_CONFIG, f'sbatch would refuse the job: {answer}')
+    print(f'launch.slurm: {answer}', file=sys.stderr)
+
+
+def logs(workdir: str, points: int) -> list[str]:
+    """The log files of a launch: one, or one for each point of a sweep."""
+    if not points:
+        return [os.path.join(workdir, 'slurm.log')]
+    return [os.path.join(workdir, f'slurm-{number}.log') for number in range(points)]
+
+
+def states(launch: dict) -> list[dict[str, str]]:
+    """What Slurm knows of a launch's jobs, one dict of _FIELDS for each; empty once it has forgotten them."""
+    _need('squeue')
+    fields = ','.join(f'{name}:|' for name in _FIELDS)
+    words = ['squeue', '--noheader', '--array', '--states=all', f'--jobs={launch["job"]}', f'--Format={fields}']
+    listed = subprocess.run(words, capture_output=True, text=True)
+    if listed.returncode and 'Invalid job id' not in listed.stderr:
+        raise entry.Failure(entry.PEER_LOST, f'squeue: {_first_error(listed.stderr)}. Try again.')
+    rows = [line.split('|') for line in listed.stdout.splitlines()]
+    found = [dict(zip(_FIELDS, row, strict=False)) for row in rows]
+    return sorted(found, key=lambda row: _array_index(row['JobArrayID']))
+
+
+def _array_index(identity: str) -> int:
+    index = identity.partition('_')[2]
+    return int(index) if index.isdigit() else -1
+
+
+def active(launch: dict) -> bool:
+    """Whether any job of the launch is yet to end."""
+    return any(row['State'] in _NOT_OVER for row in states(launch))
+
+
+def exit_statuses(launch: dict) -> list[int | None]:
+    """Exit status of each run; None for one that is not over.
+
+    What the job itself left in the workdir is asked for what Slurm has forgotten.
+    """
+    rows = states(launch)
+    if rows:
+        return [None if row['State'] in _NOT_OVER else _exit_status(row) for row in rows]
+    statuses = []
+    for workdir in launch['runs']:
+        file = pathlib.Path(workdir) / 'launch' / pathlib.Path(launch['folder']).name / 'status'
+        statuses.append(int(file.read_text()) if file.exists() else entry.PEER_LOST)
+    return statuses
+
+
+def _exit_status(row: dict[str, str]) -> int:
+    """As a shell would have it: 128 more than the signal that ended the job."""
+    if row['State'] == 'COMPLETED':
+        return entry.OK
+    code = row['exit_code']
+    if ':' in code:  # status:signal
+        status, number = map(int, code.split(':'))
+    else:  # as wait(2) has it
+        status, number = int(code) >> 8, int(code) & 0x7F
+    if status or number:
+        return status or 128 + number
+    return entry.STOPPED if row['State'] == 'CANCELLED' else entry.PEER_LOST
+
+
+def print_status(launch: dict) -> int:
+    """One line per job, and where to read more."""
+    rows = states(launch)
+    for row in rows:
+        over = row['State'] not in _NOT_OVER
+        note = f'exit status {_exit_status(row)}' if over else row['Reason'].replace('None', '')
+        print(
+            f'job {row["JobArrayID"]}  {row["State"]:<10}  {row["TimeUsed"]:>10}  restarts {row["RestartCnt"]}  '
+            f'{row["NodeList"]}  {note}'.rstrip()
+        )
+    if not rows:
+        for workdir, status in zip(launch['runs'], exit_statuses(launch), strict=True):
+            print(f'job {launch["job"]}  no longer known to Slurm  exit status {status}  {workdir}')
+    print(f'submitted {launch["submitted"]}  job script {launch["folder"]}/job.sbatch  log {launch["logs"][0]}')
+    return entry.OK
+
+
+def cancel(launch: dict) -> int:
+    """Ends the launch's jobs. Slurm sends SIGTERM first: a run saves a checkpoint and is not requeued."""
+    _need('scancel')
+    if not active(launch):
+        print(f'job {launch["job"]} is over already')
+        return entry.OK
+    done = subprocess.run(['scancel', launch['job']], capture_output=True, text=True)
+    if done.returncode:
+        raise entry.Failure(entry.PEER_LOST, f'scancel: {_first_error(done.stderr)}. Try again.')
+    print(f'job {launch["job"]} cancelled')
+    return entry.OK
+
+
+def wait(launch: dict) -> int:
+    """The exit status of the launch's jobs, once all are over; requeued ones are not."""
+    pause = _POLL
+    while None in (statuses := exit_statuses(launch)):
+        time.sleep(pause)
+        pause = min(1.2 * pause, _POLL_MOST)
+    return command.overall_status(statuses)
+
+
+def follow(launch: dict) -> int:
+    """Prints the launch's logs as they grow until its jobs are over, and returns their exit status.
+
+    Lines of a sweep are prefixed by the point's number.
+    """
+    places, rests = list(launch['log_starts']), [b''] * len(launch['logs'])
+    while True:
+        over = None not in (statuses := exit_statuses(launch))
+        for number, log in enumerate(launch['logs']):
+            if not os.path.exists(log):
+                continue
+            with open(log, 'rb') as file:
+                file.seek(places[number])
+                text = rests[number] + file.read()
+                places[number] = file.tell()
+            lines, newline, rests[number] = text.rpartition(b'\n')
+            if over:
+                lines, newline, rests[number] = text, b'' if text.endswith(b'\n') or not text else b'\n', b''
+            prefix = b'[%d] ' % number if len(launch['logs']) > 1 else b''
+            if lines:
+                sys.stdout.buffer.write(prefix + lines.replace(b'\n', b'\n' + prefix) + newline)
+                sys.stdout.buffer.flush()
+        if over:
+            return command.overall_status(statuses)
+        time.sleep(_POLL)
+
+
+def _need(program: str) -> None:
+    if not shutil.which(program):
+        raise entry.Failure(
+            entry.MISSING_INPUT, f'{program}: not on this host. Run this where Slurm is, e.g. on a login node.'
+        )
+
+
+def _first_error(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    errors = [line for line in lines if 'error' in line.lower() or 'fail' in line.lower()]
+    return '; '.join(errors or lines) or 'no reason given'
