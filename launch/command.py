@@ -2,7 +2,7 @@
 
     command.check('unet.main', ['--config=configs/cityscapes.py'], workers=2, devices=8)
     for point in command.sweep(['config.optimizer.learning_rate=1e-3,3e-4']):
-        arguments = command.compose('unet.main', f'runs/{point.name}', 'data/cityscapes', point.arguments)
+        arguments = point.applied_to(['--config=configs/cityscapes.py'])
 
 No TensorFlow, and nothing of `unet`: launchers answer at once.
 """
@@ -16,7 +16,7 @@ import re
 import sys
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from configs import default
 from launch import entry
@@ -27,10 +27,25 @@ TERMINATED = 143  # by SIGTERM, before the program could answer it
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """One point of a sweep: `name` is its folder below the workdir, `arguments` are what it adds to the command."""
+    """One point of a sweep: `name` is its folder below the workdir, `arguments` are what it sets."""
 
     name: str
     arguments: tuple[str, ...]
+
+    def applied_to(self, arguments: list[str]) -> list[str]:
+        """The arguments with the point's own in place of any for the same fields: a tuple given twice would be
+        appended to."""
+        swept = {argument.partition('=')[0] for argument in self.arguments}
+        kept, skip = [], False
+        for argument in arguments:
+            name, equals, _ = argument.partition('=')
+            if skip:
+                skip = False
+            elif '--' + name.lstrip('-') in swept:
+                skip = not equals
+            else:
+                kept.append(argument)
+        return [*kept, *self.arguments]
 
 
 def overall_status(statuses: list[int]) -> int:
@@ -51,20 +66,26 @@ def compose(
     return [python, '-m', module, *places.get(module.partition('.')[0], []), *arguments]
 
 
-def read_config(arguments: list[str]):
+def config_path(arguments: list[str]) -> str:
+    """The file that --config names among the arguments; '' if there is none."""
+    for argument, following in zip(arguments, [*arguments[1:], ''], strict=True):
+        if re.match('--?config(=|$)', argument):
+            return (argument.partition('=')[2] if '=' in argument else following).partition(':')[0]
+    return ''
+
+
+def read_config(arguments: list[str]) -> ConfigDict | None:
     """The config that `--config=... --config.x=...` among the arguments stand for; None if there is no --config.
 
     Raises:
       Failure: with the status that the program itself would end with.
     """
-    argv = ['', *arguments]
-    named = [a for a in arguments if re.match(r'--?config(=|$)', a)]
-    if not named:
+    path = config_path(arguments)
+    if not path:
         return None
-    path = named[0].partition('=')[2] or ''.join(arguments[arguments.index(named[0]) + 1 :][:1])
-    if not os.path.exists(path.partition(':')[0]):
+    if not os.path.exists(path):
         raise entry.Failure(entry.MISSING_INPUT, f'--config={path}: no such file (seen from {os.getcwd()})')
-    values = flags.FlagValues()
+    argv, values = ['', *arguments], flags.FlagValues()
     config = config_flags.DEFINE_config_file('config', None, flag_values=values, sys_argv=argv)
     try:
         values(argv, known_only=True)

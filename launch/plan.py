@@ -8,6 +8,7 @@ import hashlib
 import os
 import pathlib
 import re
+import sys
 
 from absl import flags
 
@@ -19,7 +20,7 @@ MODULE = flags.DEFINE_string(
 WORKDIR = flags.DEFINE_string(
     'workdir', None, 'Folder of the run, forwarded; the launch is recorded in it. Default runs/<config name>.'
 )
-_DATA_DIR = flags.DEFINE_string('data_dir', 'data/cityscapes', 'Record folder, forwarded.')
+DATA_DIR = flags.DEFINE_string('data_dir', 'data/cityscapes', 'Record folder, forwarded.')
 _STAGE_DIR = flags.DEFINE_string(
     'stage_dir', None, "Folder on the node's own disk, e.g. /local/nvme: records are copied there before training."
 )
@@ -93,7 +94,7 @@ def from_flags(arguments: list[str], *, python: str, workers: int, gpus: int, da
       python: interpreter, in the cluster.
       workers: processes of each run.
       gpus: of each worker.
-      data_is_here: whether --data_dir is to be looked at from this host.
+      data_is_here: whether --data_dir, and a --config by its full path, are to be looked at from this host.
 
     Raises:
       Failure: BAD_USAGE, MISSING_INPUT, BAD_DATA or BAD_CONFIG, with the status the program itself would end with.
@@ -105,13 +106,18 @@ def from_flags(arguments: list[str], *, python: str, workers: int, gpus: int, da
     points = command.sweep(_SWEEP.value)
     if PARALLELISM.value and not points:
         raise entry.Failure(entry.BAD_USAGE, '--parallelism is for a --sweep')
-    for point in points or [command.Point('', ())]:
-        command.check(module, [*arguments, *point.arguments], workers=workers, devices=workers * max(gpus, 1))
-    config = command.read_config(arguments) if module == 'unet.main' else None
+    config_file = command.config_path(arguments)
+    config = None
+    if not data_is_here and os.path.isabs(config_file) and not os.path.exists(config_file):
+        print(f'{config_file}: not on this host, so the config was not checked', file=sys.stderr)
+    else:
+        for point in points or [command.Point('', ())]:
+            command.check(module, point.applied_to(arguments), workers=workers, devices=workers * max(gpus, 1))
+        config = command.read_config(arguments) if module == 'unet.main' else None
 
-    source = os.path.abspath(_DATA_DIR.value)
+    source = os.path.abspath(DATA_DIR.value)
     workdir = os.path.abspath(WORKDIR.value or os.path.join('runs', _default_name(module, arguments)))
-    if '://' in workdir or '://' in _DATA_DIR.value:
+    if '://' in workdir or '://' in DATA_DIR.value:
         raise entry.Failure(entry.BAD_USAGE, '--workdir and --data_dir: launchers take folders, not gs:// and the like')
     splits = (*config.data.train_splits, config.data.eval_split) if config else ()
     if module.startswith('unet.') and data_is_here:
@@ -129,16 +135,10 @@ def from_flags(arguments: list[str], *, python: str, workers: int, gpus: int, da
     runs = []
     for point in points or [command.Point('', ())]:
         folder = os.path.join(workdir, point.name) if point.name else workdir
-        composed = command.compose(python, module, folder, data_dir, [*arguments, *point.arguments])
+        composed = command.compose(python, module, folder, data_dir, point.applied_to(arguments))
         runs.append(Run(folder, composed))
     return Plan(module, workdir, source if module.startswith('data_prep.') else data_dir, runs, bool(points), stage)
 
 
 def _default_name(module: str, arguments: list[str]) -> str:
-    named = [argument.partition('=')[2] for argument in arguments if re.match('--?config=', argument)]
-    return pathlib.Path(named[0].partition(':')[0]).stem if named else module.rpartition('.')[2]
-
-
-def job_name(workdir: str) -> str:
-    """The workdir's last part, with what may not be in a job's name replaced."""
-    return re.sub(r'[^\w.=,+ -]', '_', os.path.basename(workdir)) or 'run'
+    return pathlib.Path(command.config_path(arguments)).stem or module.rpartition('.')[2]

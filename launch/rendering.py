@@ -22,12 +22,17 @@ TEMPLATES = pathlib.Path(__file__).parent / 'templates'
 
 def render(template: str | os.PathLike, **values) -> str:
     """Raises Failure MISSING_INPUT if there is no such template, BAD_USAGE if it cannot be filled in."""
+    template = pathlib.Path(template)
     environment = jinja2.Environment(
-        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+        loader=jinja2.FileSystemLoader([template.parent, TEMPLATES]),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
     environment.filters |= {'shell': shell, 'yaml': to_yaml}
     try:
-        text = pathlib.Path(template).read_text()
+        text = template.read_text()
     except OSError as error:
         raise entry.Failure(
             entry.MISSING_INPUT,

@@ -1,6 +1,6 @@
 """A real Slurm cluster of two nodes on this one machine, without systemd, cgroups, or another user's rights.
 
-    with slurm_cluster.raised(folder) as environ:
+    with slurm_cluster.raised() as environ:
         subprocess.run(['sinfo'], env=environ)
 
 Daemons run in the foreground as children of this process, on ports of their own, with a munge key and socket of their
@@ -15,6 +15,7 @@ import pathlib
 import shutil
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 
@@ -28,8 +29,8 @@ SlurmctldPort={ports[0]}
 SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
-# a requeued job may start once its credential has expired: 121 s by default
-AuthInfo=socket={folder}/munge.socket,cred_expire=3
+# a requeued job may start once its credential has expired: 121 s by default, 5 s at the least
+AuthInfo=socket={folder}/munge.socket,cred_expire=5
 CredType=cred/munge
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool/%n
@@ -77,15 +78,22 @@ def find(program: str) -> str | None:
 
 
 @contextlib.contextmanager
-def raised(folder: pathlib.Path) -> Iterator[dict[str, str]]:
+def raised() -> Iterator[dict[str, str]]:
     """Starts the cluster and yields the environment in which Slurm's commands speak to it.
 
     Raises:
       RuntimeError: with the daemons' last lines, if it does not come up.
     """
+    # a short path, since it will hold sockets
+    with tempfile.TemporaryDirectory(prefix='slurm-') as name, _raised_in(pathlib.Path(name)) as environ:
+        yield environ
+
+
+@contextlib.contextmanager
+def _raised_in(folder: pathlib.Path) -> Iterator[dict[str, str]]:
     for name in ('state', 'spool/node1', 'spool/node2'):
         (folder / name).mkdir(parents=True)
-    folder.chmod(0o755)  # munged refuses folders that others may write to
+    folder.chmod(0o755)  # munged wants its socket to be within everyone's reach
     key = folder / 'munge.key'
     key.write_bytes(os.urandom(1024))
     key.chmod(0o600)

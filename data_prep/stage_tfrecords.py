@@ -1,0 +1,171 @@
+"""Copies a record folder to the node's own disk, so that training does not read over the network.
+
+    python -m data_prep.stage_tfrecords --data_dir=/shared/cityscapes --to=/nvme/cityscapes --splits=train,validation
+
+Every shard is compared with the manifest's digest as it is copied, and has its name only once it is whole; killed and
+started again, it copies what is missing. --splits leaves the shards of other splits where they are, and so does a disk
+that is too small for more: the folder then holds links to them, and is complete all the same.
+"""
+
+import concurrent.futures
+import contextlib
+import fcntl
+import hashlib
+import os
+import pathlib
+import shutil
+from collections.abc import Iterator
+
+from absl import flags
+
+from data_prep import records
+from launch import entry
+
+_DATA_DIR = flags.DEFINE_string('data_dir', 'data/cityscapes', 'Record folder to copy.')
+_TO = flags.DEFINE_string('to', None, 'Folder for the copy, on a local disk; required.')
+_SPLITS = flags.DEFINE_list('splits', [], 'Splits whose shards are copied; default all.')
+_LEAVE_FREE = flags.DEFINE_float('leave_free_gb', 2.0, 'GB of the disk that stay free.', lower_bound=0)
+_WORKERS = flags.DEFINE_integer('workers', 4, 'Shards copied at a time.', lower_bound=1)
+
+_CHUNK = 1 << 22  # bytes read at a time
+
+
+def main() -> None:
+    if _TO.value is None:
+        raise entry.Failure(entry.BAD_USAGE, 'pass --to, a folder on a local disk')
+    source, target = pathlib.Path(_DATA_DIR.value).absolute(), pathlib.Path(_TO.value).absolute()
+    copied, kept, linked = stage(source, target, _SPLITS.value, round(_LEAVE_FREE.value * 1e9), _WORKERS.value)
+    print(
+        f'{target}: {copied} shards copied from {source}, {kept} were there already'
+        + (f', {linked} are links to it' if linked else ''),
+        flush=True,
+    )
+
+
+def stage(source: pathlib.Path, target: pathlib.Path, splits: list[str], leave_free: int, workers: int) -> tuple:
+    """Makes `target` a complete copy of the record folder `source`, with links for shards that are not copied.
+
+    Args:
+      source, target: folders.
+      splits: splits whose shards are copied; empty for all.
+      leave_free: bytes of the target's disk that stay free.
+      workers: shards copied at a time.
+
+    Returns:
+      Number of shards copied now, of those that were there, and of those that are links.
+
+    Raises:
+      Failure: MISSING_INPUT if there is no such folder or split, BAD_DATA if a shard differs from the manifest,
+        NO_STORAGE if `target` cannot be written to.
+    """
+    if source == target:
+        raise entry.Failure(entry.BAD_USAGE, f'--to={target} is --data_dir itself')
+    records.check_complete(source)
+    sizes = records.split_sizes(source)
+    if unknown := ', '.join(sorted(set(splits) - set(sizes))):
+        raise entry.Failure(entry.MISSING_INPUT, f'{source}: no split {unknown}; it holds {", ".join(sizes)}')
+    shards, digests = _shards(source, [name for name, size in sizes.items() if size])
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise entry.Failure(
+            entry.NO_STORAGE, f'{target}: cannot be made ({error.strerror}). Pass a folder on a local disk.'
+        ) from error
+    with _alone(target):
+        for leftover in target.glob('.*.tmp'):
+            leftover.unlink()
+        wanted = {file for split, files in shards.items() if not splits or split in splits for file in files}
+        there = {file for file in wanted if _is_copy(target / file, source / file)}
+        todo, linked = [], []
+        free = shutil.disk_usage(target).free - leave_free
+        for file in (file for files in shards.values() for file in files):
+            size = (source / file).stat().st_size
+            if file in there:
+                continue
+            if file in wanted and size <= free:
+                todo.append(file)
+                free -= size
+            elif not _is_copy(target / file, source / file):
+                linked.append(file)
+        for file in linked:
+            _link(source / file, target / file)
+        with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+            copies = [pool.submit(_copy, source / file, target / file, digests.get(file)) for file in todo]
+            try:
+                for copy in concurrent.futures.as_completed(copies):
+                    copy.result()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+        # Last the files that make it a dataset, so that a folder without all of its shards is none.
+        names = sorted(path.name for path in source.glob('*.json'))
+        for name in sorted(names, key=lambda name: name == records.DATASET_INFO):
+            records.write_atomically(target / name, (source / name).read_bytes())
+        if left := len(wanted) - len(there) - len(todo):
+            print(f'{target}: its disk has no room for {left} shards; they are read from {source}', flush=True)
+    return len(todo), len(there), len(linked)
+
+
+def _shards(source: pathlib.Path, splits: list[str]) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """Shard files by split; their digests, which a folder that TFDS built does not have."""
+    manifest = records.read_manifest(source)
+    if manifest is None:
+        shards = {}
+        for split in splits:
+            shards[split] = [os.path.basename(path) for path in records.read_split(source, split).paths]
+        return shards, {}
+    listed = {name: split['shards'] for name, split in manifest['splits'].items()}
+    digests = {shard['file']: shard['sha256'] for split in listed.values() for shard in split}
+    return {name: [shard['file'] for shard in split] for name, split in listed.items()}, digests
+
+
+def _is_copy(path: pathlib.Path, source: pathlib.Path) -> bool:
+    """Whether a shard was copied before: it has its name only since it was compared with its digest, and the time of
+    its source, so that a folder that was built anew is copied anew."""
+    if path.is_symlink() or not path.exists():
+        return False
+    copy, original = path.stat(), source.stat()
+    return (copy.st_size, copy.st_mtime_ns) == (original.st_size, original.st_mtime_ns)
+
+
+def _link(source: pathlib.Path, target: pathlib.Path) -> None:
+    if target.is_symlink() and os.readlink(target) == str(source):
+        return
+    target.unlink(missing_ok=True)
+    target.symlink_to(source)
+
+
+def _copy(source: pathlib.Path, target: pathlib.Path, digest: str | None) -> None:
+    temporary = target.parent / f'.{target.name}.tmp'
+    found = hashlib.sha256()
+    with source.open('rb') as reader, temporary.open('wb') as writer:
+        while chunk := reader.read(_CHUNK):
+            found.update(chunk)
+            writer.write(chunk)
+        records.sync(writer, target)
+    if digest and found.hexdigest() != digest:
+        temporary.unlink()
+        raise entry.Failure(
+            entry.BAD_DATA,
+            f'{source}: its SHA-256 is {found.hexdigest()[:12]}…, {records.MANIFEST} says {digest[:12]}…. Run '
+            'python -m data_prep.verify_tfrecords, then build the folder again or copy it again.',
+        )
+    times = source.stat()
+    os.utime(temporary, ns=(times.st_atime_ns, times.st_mtime_ns))
+    temporary.replace(target)
+
+
+@contextlib.contextmanager
+def _alone(target: pathlib.Path) -> Iterator[None]:
+    """Jobs that share a node take turns; the second finds the work done."""
+    with (target / '.lock').open('w') as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f'{target}: another process is copying to it; waiting', flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+if __name__ == '__main__':
+    entry.run(main)

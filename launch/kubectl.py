@@ -1,0 +1,142 @@
+"""The user's own kubectl, asked about the jobs of a launch.
+
+    kubectl.create('manifest.yaml', launch)
+    status = kubectl.wait(launch)
+
+There was no API server to test this with: the tests run a stand-in for kubectl that answers as its documentation says.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import time
+
+from launch import command, entry
+
+_POLL = 3.0  # seconds
+_RESOURCES = {'job': 'jobs.batch', 'jobset': 'jobsets.jobset.x-k8s.io'}
+
+
+def _kubectl(launch: dict) -> list[str]:
+    if not shutil.which('kubectl'):
+        raise entry.Failure(
+            entry.MISSING_INPUT,
+            'kubectl: not on this host. Install it, or use --dry_run and submit the output yourself.',
+        )
+    where = [f'--{name}={launch[name]}' for name in ('context', 'namespace') if launch.get(name)]
+    return ['kubectl', *where]
+
+
+def _ask(launch: dict, *words: str) -> str:
+    done = subprocess.run([*_kubectl(launch), *words], capture_output=True, text=True)
+    if done.returncode:
+        raise entry.Failure(entry.PEER_LOST, f'kubectl {words[0]}: {" ".join(done.stderr.split()) or "failed"}')
+    return done.stdout
+
+
+def create(manifest: os.PathLike, launch: dict) -> None:
+    """Raises Failure IN_USE if a job of that name is there, BAD_CONFIG with kubectl's own words if it refuses."""
+    done = subprocess.run([*_kubectl(launch), 'create', '-f', str(manifest)], capture_output=True, text=True)
+    if done.returncode:
+        said = ' '.join(done.stderr.split()) or 'no reason given'
+        if 'AlreadyExists' in said:
+            raise entry.Failure(entry.IN_USE, f'{said}. --cancel deletes it; or pass another --name.')
+        raise entry.Failure(entry.BAD_CONFIG, f'kubectl refuses the job: {said}')
+
+
+def _jobs(launch: dict) -> list[dict | None]:
+    """The launch's jobs as the server has them; None for one that is gone."""
+    names = launch['names']
+    found = json.loads(_ask(launch, 'get', _RESOURCES[launch['kind']], '--ignore-not-found', '-o=json', *names) or '{}')
+    jobs = {job['metadata']['name']: job for job in found.get('items', [found] if found else [])}
+    return [jobs.get(name) for name in names]
+
+
+def _pods(launch: dict, name: str) -> list[dict]:
+    found = json.loads(_ask(launch, 'get', 'pods', f'--selector=app.kubernetes.io/instance={name}', '-o=json'))
+    return sorted(found['items'], key=lambda pod: pod['metadata']['creationTimestamp'])
+
+
+def _end(job: dict | None) -> str:
+    """'complete', 'failed', 'gone', or '' for one that is not over."""
+    if job is None:
+        return 'gone'
+    for condition in job.get('status', {}).get('conditions', []):
+        if condition['status'] == 'True' and condition['type'] in ('Complete', 'Failed', 'Completed'):
+            return 'failed' if condition['type'] == 'Failed' else 'complete'
+    return ''
+
+
+def _exit_statuses(pods: list[dict]) -> list[int]:
+    """Of all containers that have ended."""
+    statuses = []
+    for pod in pods:
+        status = pod.get('status', {})
+        for container in [*status.get('initContainerStatuses', []), *status.get('containerStatuses', [])]:
+            ended = container.get('state', {}).get('terminated')
+            if ended:
+                statuses.append(ended['exitCode'])
+    return statuses
+
+
+def _status(launch: dict, name: str, end: str) -> int:
+    """Exit status of a job that is over."""
+    if end == 'complete':
+        return entry.OK
+    if end == 'gone':
+        return entry.PEER_LOST
+    return command.overall_status([status for status in _exit_statuses(_pods(launch, name)) if status] or [entry.BUG])
+
+
+def print_status(launch: dict) -> int:
+    """What kubectl shows of the jobs and their pods, and the exit statuses of containers that have ended."""
+    for name, job in zip(launch['names'], _jobs(launch), strict=True):
+        end = _end(job)
+        print(f'{launch["kind"]} {name}  {end or "running or waiting"}')
+        for pod in _pods(launch, name) if job else []:
+            statuses = ', '.join(map(str, _exit_statuses([pod])))
+            print(
+                f'  pod {pod["metadata"]["name"]}  {pod["status"].get("phase", "?")}'
+                + (f'  exit status {statuses}' if statuses else '')
+            )
+    print(f'submitted {launch["submitted"]}  manifest {launch["folder"]}/manifest.yaml')
+    return entry.OK
+
+
+def cancel(launch: dict) -> int:
+    """Deletes what was created; pods are asked to stop and save a checkpoint first."""
+    print(_ask(launch, 'delete', '--ignore-not-found', '-f', f'{launch["folder"]}/manifest.yaml').strip())
+    return entry.OK
+
+
+def wait(launch: dict) -> int:
+    """The exit status of the launch's jobs, once all are over."""
+    while not all(ends := [_end(job) for job in _jobs(launch)]):
+        time.sleep(_POLL)
+    statuses = [_status(launch, name, end) for name, end in zip(launch['names'], ends, strict=True)]
+    return command.overall_status(statuses)
+
+
+def follow(launch: dict) -> int:
+    """Prints the logs of all pods, also of those that replace others, until the jobs are over; returns their status."""
+    streams = {}
+    try:
+        while True:
+            ends = [_end(job) for job in _jobs(launch)]
+            for name in launch['names']:
+                for pod in _pods(launch, name):
+                    pod_name = pod['metadata']['name']
+                    if pod_name not in streams and pod['status'].get('phase') != 'Pending':
+                        words = ['logs', '--follow', '--prefix', '--all-containers', f'pod/{pod_name}']
+                        streams[pod_name] = subprocess.Popen([*_kubectl(launch), *words])
+            if all(ends):
+                for stream in streams.values():
+                    stream.wait()
+                statuses = [_status(launch, name, end) for name, end in zip(launch['names'], ends, strict=True)]
+                return command.overall_status(statuses)
+            time.sleep(_POLL)
+    finally:
+        for stream in streams.values():
+            if stream.poll() is None:
+                stream.terminate()

@@ -1,0 +1,356 @@
+"""Trains on a Kubernetes cluster: renders manifests, checks them, submits them, and looks after the job.
+
+    python -m launch.kubernetes --image=registry.example/unet:1 --workers=2 --gpus_per_worker=8 --pvc=data:/data \\
+        --data_dir=/data/cityscapes --workdir=/data/runs/cityscapes -- --config=configs/cityscapes.py
+    python -m launch.kubernetes --workdir=/data/runs/cityscapes --follow     (--status, --cancel)
+
+Everything after `--` goes to unet.main unchanged; paths are those that the pods see. Several workers are an Indexed Job
+with a headless Service, or a JobSet with --kind=jobset. A worker that is evicted or loses a peer starts again and goes
+on from the last checkpoint; a failure that would only come again ends the job. --dry_run prints the manifests; your own
+kubectl does the rest.
+"""
+
+import hashlib
+import json
+import os
+import re
+import sys
+
+from absl import flags
+
+from launch import command, entry, kubectl, plan, record, rendering
+
+_IMAGE = flags.DEFINE_string('image', None, 'Container image, e.g. built from the Dockerfile here; required.')
+_WORKERS = flags.DEFINE_integer('workers', 1, 'Pods of each run.', lower_bound=1)
+_KIND = flags.DEFINE_enum('kind', 'job', ['job', 'jobset'], 'jobset: all workers start again together; needs JobSet.')
+_NAME = flags.DEFINE_string('name', None, "Name of the job; default the workdir's.")
+_GPUS = flags.DEFINE_integer(
+    'gpus_per_worker', None, 'GPUs of each pod; default 1, and 0 for --module=data_prep....', lower_bound=0
+)
+_GPU_RESOURCE = flags.DEFINE_string('gpu_resource', 'nvidia.com/gpu', 'What the cluster calls a GPU.')
+_CPU = flags.DEFINE_string('cpu', '4', 'CPU cores of each pod, e.g. 8 or 500m.')
+_MEMORY = flags.DEFINE_string('memory', '16Gi', 'Memory of each pod, with that of --shm.')
+_SHM = flags.DEFINE_string('shm', '2Gi', 'Size of /dev/shm, which NCCL uses.')
+_PVC = flags.DEFINE_multi_string('pvc', [], 'CLAIM:/path[:ro], a persistent volume claim to mount.')
+_HOST_PATH = flags.DEFINE_multi_string('host_path', [], "/of/the/node:/path[:ro], a folder of the node's to mount.")
+_ENV = flags.DEFINE_multi_string('env', [], 'NAME=value for the container.')
+_ENV_SECRET = flags.DEFINE_multi_string('env_secret', [], 'NAME=SECRET:KEY, a variable from a secret.')
+_ENV_FROM_SECRET = flags.DEFINE_multi_string('env_from_secret', [], 'Secret whose keys all become variables.')
+_PULL_SECRET = flags.DEFINE_multi_string('pull_secret', [], 'Secret for the image registry.')
+_PULL_POLICY = flags.DEFINE_enum(
+    'pull_policy', 'IfNotPresent', ['IfNotPresent', 'Always', 'Never'], 'When to pull the image.'
+)
+_NAMESPACE = flags.DEFINE_string('namespace', None, "Namespace; default the context's.")
+_CONTEXT = flags.DEFINE_string('context', None, 'Context of kubectl; default the current one.')
+_PRIORITY_CLASS = flags.DEFINE_string('priority_class', None, 'Priority class of the pods.')
+_NODE_SELECTOR = flags.DEFINE_multi_string('node_selector', [], 'label=value that nodes must have.')
+_TOLERATION = flags.DEFINE_multi_string('toleration', [], 'key[=value]:Effect, a taint that is put up with.')
+_SERVICE_ACCOUNT = flags.DEFINE_string('service_account', None, 'Service account; its token is not mounted.')
+_QUEUE = flags.DEFINE_string('queue', None, 'Local queue of Kueue.')
+_DEADLINE = flags.DEFINE_integer('deadline', None, 'Seconds after which the job is ended for good.', lower_bound=1)
+_TTL = flags.DEFINE_integer('ttl', None, 'Seconds after its end at which the job is deleted.', lower_bound=0)
+_GRACE = flags.DEFINE_integer('grace', 120, 'Seconds from the request to stop to the kill.', lower_bound=1)
+_USER = flags.DEFINE_integer('user', 10001, 'User and group id of the process, not root.', lower_bound=1)
+_PORT = flags.DEFINE_integer('port', 12321, 'Port on which workers listen.', lower_bound=1024, upper_bound=65535)
+
+_PERMANENT = [entry.BAD_USAGE, entry.BAD_DATA, entry.MISSING_INPUT, entry.DIVERGED, entry.BAD_CONFIG]
+_BACKOFF_LIMIT = 3  # other failures, a crash say, before the job is given up
+_ROLE = 'worker'  # the replicated job of a JobSet
+_SCRATCH = '/scratch'
+
+
+def main(arguments: list[str]) -> int:
+    asked = plan.subcommand()
+    if asked:
+        launch = record.latest(_record_dir(plan.WORKDIR.value), 'kubernetes')
+        return {'status': kubectl.print_status, 'follow': kubectl.follow, 'cancel': kubectl.cancel}[asked](launch)
+    gpus = _GPUS.value
+    if gpus is None:
+        gpus = 1 if plan.MODULE.value.startswith('unet.') else 0
+    planned = plan.from_flags(
+        arguments, python=plan.PYTHON.value or 'python', workers=_WORKERS.value, gpus=gpus, data_is_here=False
+    )
+    if plan.DRY_RUN.value:
+        print(_render(planned, gpus, 'dry-run')[0], end='', flush=True)
+        return entry.OK
+    folder = record.begin(_record_dir(planned.workdir))
+    text, names = _render(planned, gpus, folder.name)
+    manifest = folder / 'manifest.yaml'
+    manifest.write_text(text)
+    launch = {
+        'launcher': 'kubernetes',
+        'job': ','.join(names),
+        'kind': _KIND.value,
+        'names': names,
+        'namespace': _NAMESPACE.value,
+        'context': _CONTEXT.value,
+        'argv': sys.argv[1:],
+        'runs': [run.workdir for run in planned.runs],
+    }
+    kubectl.create(manifest, launch)
+    record.finish(folder, launch)
+    print(f'created {_KIND.value} {", ".join(names)}; --workdir={planned.workdir} --follow shows its log', flush=True)
+    return kubectl.wait(record.latest(_record_dir(planned.workdir), 'kubernetes')) if plan.WAIT.value else entry.OK
+
+
+def _record_dir(workdir: str) -> str:
+    """Where a launch is recorded: in the workdir if it is to be seen from here, else in runs/<its name>."""
+    return workdir if os.path.isdir(workdir) else os.path.join('runs', os.path.basename(os.path.abspath(workdir)))
+
+
+def _render(planned: plan.Plan, gpus: int, launch: str) -> tuple[str, list[str]]:
+    """The manifests and the names of their jobs."""
+    if not _IMAGE.value:
+        raise entry.Failure(entry.BAD_USAGE, 'pass --image, e.g. one that was built from the Dockerfile here')
+    if re.search(r'\s', _IMAGE.value):
+        raise entry.Failure(entry.BAD_USAGE, f'--image={_IMAGE.value!r}: no image has such a name')
+    _check_resources(gpus)
+    volumes, mounts = _volumes(planned)
+    jobs = _jobs(planned, gpus, launch)
+    requests = {'cpu': _CPU.value, 'memory': _MEMORY.value}
+    gpu = {_GPU_RESOURCE.value: gpus} if gpus else {}
+    text = rendering.render(
+        plan.TEMPLATE.value or rendering.TEMPLATES / ('jobset.yaml' if _KIND.value == 'jobset' else 'job.yaml'),
+        jobs=jobs,
+        image=_IMAGE.value,
+        pull_policy=_PULL_POLICY.value,
+        resources={'requests': requests | gpu, 'limits': {'memory': _MEMORY.value} | gpu},
+        stage=[_literal(word) for word in planned.stage],
+        stage_resources={'requests': requests, 'limits': {'memory': _MEMORY.value}},
+        stage_environ=_environ(0, []),
+        volumes=volumes,
+        mounts=mounts,
+        env_from=[{'secretRef': {'name': name}} for name in _ENV_FROM_SECRET.value],
+        pod_fields=_pod_fields(),
+        spread=_WORKERS.value > 1,
+        run_again=list(command.RUN_AGAIN),
+        permanent=_PERMANENT,
+        backoff_limit=_BACKOFF_LIMIT,
+        max_restarts=plan.MAX_RESTARTS.value,
+        queue=_QUEUE.value,
+        deadline=_DEADLINE.value,
+        ttl=_TTL.value,
+        grace=_GRACE.value,
+        user=_USER.value,
+        shm=_SHM.value,
+        port=_PORT.value,
+        role=_ROLE,
+    )
+    return text, [job['name'] for job in jobs]
+
+
+def _jobs(planned: plan.Plan, gpus: int, launch: str) -> list[dict]:
+    """What differs between the jobs: one for a run or for a sweep of runs with one pod each, else one for each run."""
+    is_array = planned.is_sweep and _WORKERS.value == 1 and _KIND.value == 'job'
+    if plan.PARALLELISM.value and not is_array and not _QUEUE.value:
+        raise entry.Failure(
+            entry.BAD_USAGE,
+            '--parallelism: Kubernetes itself limits a sweep only of runs with --workers=1 and --kind=job; give a '
+            '--queue of Kueue to limit others by what it admits',
+        )
+    base = _name(planned.workdir)
+    count = 1 if is_array else len(planned.runs)
+    jobs = []
+    for number, run in enumerate(planned.runs[:count]):
+        name = base if count == 1 else f'{base}-{number}'
+        _check_name(name)
+        if is_array:
+            which = [f'--run={json.dumps({"workdir": r.workdir, "command": r.command})}' for r in planned.runs]
+            words = [run.command[0], '-m', 'launch.pod', *_counting(launch), *which]
+        else:
+            progress = [f'--progress={planned.data_dir}'] if planned.data_prep else []
+            words = [run.command[0], '-m', 'launch.pod', *_counting(launch), f'--workdir={run.workdir}', *progress]
+            words += ['--', *run.command]
+        labels = {
+            'app.kubernetes.io/name': 'unet',
+            'app.kubernetes.io/instance': name,
+            'app.kubernetes.io/managed-by': 'launch.kubernetes',
+        }
+        metadata = {
+            'name': name,
+            'labels': labels | ({'kueue.x-k8s.io/queue-name': _QUEUE.value} if _QUEUE.value else {}),
+        }
+        metadata['annotations'] = {'unet/launch': launch, 'unet/workdir': run.workdir}
+        if _NAMESPACE.value:
+            metadata['namespace'] = _NAMESPACE.value
+        indices = len(planned.runs) if is_array else _WORKERS.value
+        jobs.append(
+            {
+                'name': name,
+                'metadata': metadata,
+                'workers': _WORKERS.value,
+                'is_array': is_array,
+                'indices': indices,
+                'parallelism': min(plan.PARALLELISM.value or indices, indices) if is_array else indices,
+                'command': [_literal(word) for word in words],
+                'environ': _environ(gpus, _peers(name)),
+            }
+        )
+    return jobs
+
+
+def _counting(launch: str) -> list[str]:
+    return [f'--launch={launch}', f'--max_restarts={plan.MAX_RESTARTS.value}']
+
+
+def _peers(name: str) -> list[tuple[str, str]]:
+    """How the workers find each other, as unet/cluster.py reads it; the rank is the JOB_COMPLETION_INDEX that
+    Kubernetes sets."""
+    if _WORKERS.value == 1:
+        return [('UNET_CLUSTER', 'off')]
+    pod = f'{name}-{_ROLE}-0' if _KIND.value == 'jobset' else name
+    return [
+        ('UNET_NUM_WORKERS', str(_WORKERS.value)),
+        ('UNET_WORKER_ADDRESS', f'{pod}-{{index}}.{name}:{_PORT.value}'),
+    ]
+
+
+def _environ(gpus: int, peers: list[tuple[str, str]]) -> list[dict]:
+    variables = dict(peers)
+    variables |= {'HOME': _SCRATCH, 'TMPDIR': _SCRATCH, 'PYTHONUNBUFFERED': '1', 'PYTHONDONTWRITEBYTECODE': '1'}
+    if not gpus:  # the node may have GPUs, and none were asked for
+        variables |= {'CUDA_VISIBLE_DEVICES': '-1', 'NVIDIA_VISIBLE_DEVICES': 'void'}
+    secrets = {}
+    for flag, text in [*(('env', text) for text in _ENV.value), *(('env_secret', text) for text in _ENV_SECRET.value)]:
+        name, equals, value = text.partition('=')
+        secret, colon, key = value.partition(':')
+        if not re.fullmatch(r'[A-Za-z_]\w*', name) or not equals or (flag == 'env_secret' and not (secret and key)):
+            form = 'NAME=value' if flag == 'env' else 'NAME=SECRET:KEY'
+            raise entry.Failure(entry.BAD_USAGE, f'--{flag}={text}: write {form}')
+        if name in variables or name in secrets:
+            raise entry.Failure(entry.BAD_USAGE, f'--{flag}={text}: {name} is set already')
+        if flag == 'env':
+            variables[name] = value
+        else:
+            secrets[name] = {'secretKeyRef': {'name': secret, 'key': key}}
+    plain = [{'name': name, 'value': _literal(value)} for name, value in variables.items()]
+    return plain + [{'name': name, 'valueFrom': source} for name, source in secrets.items()]
+
+
+def _literal(text: str) -> str:
+    """Kubernetes replaces $(NAME) in commands and variables, and $$ by $."""
+    return text.replace('$', '$$')
+
+
+def _volumes(planned: plan.Plan) -> tuple[list[dict], list[dict]]:
+    """The user's volumes, and the mounts of all."""
+    volumes = []
+    mounts = [{'name': 'scratch', 'mountPath': _SCRATCH}, {'name': 'shm', 'mountPath': '/dev/shm'}]
+    given = [('pvc', text) for text in _PVC.value] + [('host_path', text) for text in _HOST_PATH.value]
+    for number, (flag, text) in enumerate(given):
+        found = re.fullmatch(r'([^:]+):(/[^:]+?)/*(:ro)?', text)
+        if not found or (flag == 'host_path' and not text.startswith('/')):
+            form = 'CLAIM:/path[:ro]' if flag == 'pvc' else '/of/the/node:/path[:ro]'
+            raise entry.Failure(entry.BAD_USAGE, f'--{flag}={text}: write {form}')
+        source, path, read_only = found.groups()
+        if flag == 'pvc' and (not re.fullmatch(r'[a-z0-9]([-a-z0-9.]*[a-z0-9])?', source) or len(source) > 253):
+            raise entry.Failure(entry.BAD_USAGE, f'--pvc={text}: {source!r} is no name of a claim')
+        if any(mount['mountPath'] == path for mount in mounts):
+            raise entry.Failure(entry.BAD_USAGE, f'--{flag}={text}: {path} is mounted already')
+        kind = {'persistentVolumeClaim': {'claimName': source}} if flag == 'pvc' else {'hostPath': {'path': source}}
+        volumes.append({'name': f'volume-{number}', **kind})
+        mounts.append({'name': f'volume-{number}', 'mountPath': path, **({'readOnly': True} if read_only else {})})
+
+    def mount_of(path: str) -> dict | None:
+        holding = [m for m in mounts[2:] if path == m['mountPath'] or path.startswith(m['mountPath'] + '/')]
+        return max(holding, key=lambda mount: len(mount['mountPath']), default=None)
+
+    if planned.stage:
+        stage_dir = os.path.dirname(planned.data_dir)
+        if mount_of(stage_dir) is None:
+            volumes.append({'name': 'stage', 'emptyDir': {}})
+            mounts.append({'name': 'stage', 'mountPath': stage_dir})
+    needed = {'workdir': (planned.workdir, True)}
+    if planned.module.startswith(('unet.', 'data_prep.')):
+        needed['data_dir'] = (plan.DATA_DIR.value, planned.data_prep)
+    for name, (path, written) in needed.items():
+        mount = mount_of(path)
+        if not path.startswith('/') or mount is None:
+            raise entry.Failure(
+                entry.BAD_USAGE,
+                f'--{name}={path}: not below any --pvc or --host_path, so it would be lost with the pod. Mount storage '
+                'and give the path that the pods see, e.g. --pvc=data:/data.',
+            )
+        if written and mount.get('readOnly'):
+            raise entry.Failure(entry.BAD_USAGE, f'--{name}={path}: {mount["mountPath"]} is mounted read-only')
+    return volumes, mounts
+
+
+def _pod_fields() -> dict[str, object]:
+    fields = {
+        'imagePullSecrets': [{'name': name} for name in _PULL_SECRET.value],
+        'priorityClassName': _PRIORITY_CLASS.value,
+        'serviceAccountName': _SERVICE_ACCOUNT.value,
+        'nodeSelector': dict(_pair('node_selector', text) for text in _NODE_SELECTOR.value),
+        'tolerations': [_toleration(text) for text in _TOLERATION.value],
+    }
+    return {name: value for name, value in fields.items() if value}
+
+
+def _pair(flag: str, text: str) -> tuple[str, str]:
+    name, equals, value = text.partition('=')
+    if not (name and equals and re.fullmatch(r'([A-Za-z0-9]([-\w.]{0,61}[A-Za-z0-9])?)?', value)):
+        raise entry.Failure(entry.BAD_USAGE, f'--{flag}={text}: write label=value')
+    return name, value
+
+
+def _toleration(text: str) -> dict[str, str]:
+    found = re.fullmatch(r'([^=:]+)(?:=([^:]*))?:(NoSchedule|NoExecute|PreferNoSchedule)', text)
+    if not found:
+        raise entry.Failure(
+            entry.BAD_USAGE, f'--toleration={text}: write key:NoSchedule or key=value:NoSchedule (or NoExecute)'
+        )
+    key, value, effect = found.groups()
+    how = {'operator': 'Exists'} if value is None else {'operator': 'Equal', 'value': value}
+    return {'key': key, **how, 'effect': effect}
+
+
+def _name(workdir: str) -> str:
+    """--name, or one made of the workdir's last part."""
+    if _NAME.value:
+        return _NAME.value
+    name = os.path.basename(workdir)
+    clean = re.sub('[^a-z0-9]+', '-', name.lower()).strip('-')
+    if clean != name or not clean[:1].isalpha() or len(clean) > 40:  # tell apart what has become alike
+        clean = f'unet-{clean}'[:31].strip('-') + '-' + hashlib.sha256(os.fsencode(workdir)).hexdigest()[:8]
+    return clean
+
+
+def _check_name(name: str) -> None:
+    """A Service is named after the job, and each pod's host name is <job>-<index>."""
+    last = f'{name}-{_ROLE}-0-{_WORKERS.value - 1}' if _KIND.value == 'jobset' else f'{name}-{_WORKERS.value - 1}'
+    if not re.fullmatch('[a-z]([-a-z0-9]*[a-z0-9])?', name) or len(last) > 63:
+        raise entry.Failure(
+            entry.BAD_USAGE,
+            f'--name={name}: small letters, digits and hyphens, beginning with a letter, at most '
+            f'{63 - len(last) + len(name)} characters for {_WORKERS.value} workers',
+        )
+
+
+def _check_resources(gpus: int) -> None:
+    """Raises Failure BAD_USAGE for quantities that are none and for what contradicts itself."""
+    for name, text in (('memory', _MEMORY.value), ('shm', _SHM.value), ('cpu', _CPU.value)):
+        if _quantity(text) is None or not _quantity(text) > 0:
+            raise entry.Failure(
+                entry.BAD_USAGE, f'--{name}={text}: write e.g. {"500m or 8" if name == "cpu" else "64Gi"}'
+            )
+    if _quantity(_SHM.value) >= _quantity(_MEMORY.value):
+        raise entry.Failure(entry.BAD_USAGE, f'--shm={_SHM.value} is part of --memory={_MEMORY.value} and must be less')
+    if gpus and plan.MODULE.value.startswith('data_prep.'):
+        raise entry.Failure(entry.BAD_USAGE, f'--gpus_per_worker={gpus}: data_prep uses no GPUs; leave it out')
+
+
+def _quantity(text: str) -> float | None:
+    """The value of a Kubernetes quantity; None if it is none."""
+    found = re.fullmatch(r'(\d+(?:\.\d+)?)(m|[kMGTP]|[KMGTP]i)?', text)
+    if not found:
+        return None
+    unit = found.group(2) or ''
+    scale = {'': 1, 'm': 1e-3, 'k': 1e3}.get(unit) or (1024 if unit.endswith('i') else 1000) ** (
+        'KMGTP'.index(unit[0]) + 1
+    )
+    return float(found.group(1)) * scale
+
+
+if __name__ == '__main__':
+    entry.run(main, forwards=True)

@@ -1,0 +1,157 @@
+"""launch.slurm on a real Slurm cluster of two nodes."""
+
+import json
+import pathlib
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests import slurm_cluster, tiny
+
+pytestmark = pytest.mark.skipif(bool(slurm_cluster.missing()), reason=slurm_cluster.missing() or 'Slurm is there')
+NASTY = [
+    'it\'s "quoted"',
+    '$HOME `id` \\',
+    'two\nlines\r\n#SBATCH --nodes=9',
+    '--flag=ü € 😀',
+    '',
+    '*',
+    '{{ x }}',
+    '%j',
+]
+
+
+@pytest.fixture(scope='module')
+def cluster():
+    with slurm_cluster.raised() as environ:
+        yield environ
+
+
+@pytest.fixture(scope='module')
+def data_dir(tmp_path_factory):
+    return tiny.write_folder(tmp_path_factory.mktemp('da ta'), train=tiny.scenes(10), validation=tiny.scenes(3, seed=1))
+
+
+def slurm(environ, *flags, rest=(), check=None) -> subprocess.CompletedProcess:
+    command = [sys.executable, '-m', 'launch.slurm', *map(str, flags), *(['--', *rest] if rest else [])]
+    done = subprocess.run(command, cwd=tiny.ROOT, env=environ, capture_output=True, text=True, timeout=400)
+    if check is not None:
+        assert done.returncode == check, done.stdout + done.stderr
+    return done
+
+
+def job_id(done: subprocess.CompletedProcess) -> str:
+    return re.search(r'submitted job (\d+)', done.stdout).group(1)
+
+
+def wait_for(condition, seconds: float = 120):
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, 'waited in vain'
+        time.sleep(0.2)
+    return found
+
+
+def notes(folder: pathlib.Path) -> dict[str, dict]:
+    return {file.stem: json.loads(file.read_text()) for file in sorted(folder.glob('*-*.json'))}
+
+
+def test_whatever_a_user_names_arrives_as_it_was_on_both_nodes(cluster, tmp_path):
+    workdir = tmp_path / 'it\'s a "run" with $HOME & %j; `id` #'
+    flags = ['--module=tests.payload', '--nodes=2', f'--workdir={workdir}', '--job_name=a "b" \'c\' $d', '--mem=1G']
+    flags += ['--setup=export GREETING="hello  world"', '--sbatch_arg=--comment=it\'s "fine" $x']
+    rest = [str(tmp_path / 'notes'), '0', *NASTY]
+    done = slurm(cluster, *flags, '--wait', rest=rest, check=0)
+    found = notes(tmp_path / 'notes')
+    assert list(found) == ['0-0', '1-0']
+    for note in found.values():
+        assert note['argv'] == rest
+        assert note['cwd'] == str(tiny.ROOT)
+        assert note['environ']['GREETING'] == 'hello  world'
+        assert note['environ']['CUDA_VISIBLE_DEVICES'] == '-1'  # none were asked for
+    workers = found['0-0']['environ']['UNET_WORKERS'].split(',')
+    assert found['1-0']['environ']['UNET_WORKERS'].split(',') == workers
+    assert len(set(workers)) == 2 and all(re.fullmatch(r'127\.0\.0\.1:\d+', worker) for worker in workers)
+    assert [note['environ']['SLURMD_NODENAME'] for note in found.values()] == ['node1', 'node2']
+
+    shown = subprocess.run(
+        ['scontrol', 'show', 'job', job_id(done)], env=cluster, capture_output=True, text=True
+    ).stdout
+    assert 'JobName=a "b" \'c\' $d\n' in shown.replace(' \n', '\n')
+    assert 'Comment=it\'s "fine" $x' in shown
+    assert 'payload: rank 1' in (workdir / 'slurm.log').read_text()
+    (launch,) = (workdir / 'launch').iterdir()
+    recorded = json.loads((launch / 'launch.json').read_text())
+    assert recorded['job'] == job_id(done) and recorded['submitted'] and (launch / 'job.sbatch').exists()
+    status = slurm(cluster, f'--workdir={workdir}', '--status', check=0).stdout
+    assert 'COMPLETED' in status and 'exit status 0' in status
+    assert 'payload: rank 0' in slurm(cluster, f'--workdir={workdir}', '--follow', check=0).stdout
+
+
+def test_a_real_failure_is_not_requeued_and_keeps_its_status(cluster, data_dir, tmp_path):
+    """The config is good when the job is submitted, and bad by the time it starts."""
+    config = tmp_path / 'mine.py'
+    config.write_text('from configs.default import get_config as defaults\ndef get_config(): return defaults()\n')
+    flags = [f'--workdir={tmp_path / "run"}', f'--data_dir={data_dir}', '--gpus_per_node=0', '--sbatch_arg=--hold']
+    job = job_id(slurm(cluster, *flags, rest=[f'--config={config}'], check=0))
+    again = slurm(cluster, *flags, rest=[f'--config={config}'], check=73)
+    assert f'job {job}' in again.stderr
+    config.write_text(config.read_text().replace('return', 'x = ').replace('()\n', '(); x.model.depth = 9; return x\n'))
+    subprocess.run(['scontrol', 'release', job], env=cluster, check=True)
+    done = slurm(cluster, f'--workdir={tmp_path / "run"}', '--follow', check=78)
+    assert 'config.model.depth=9' in done.stdout
+    status = slurm(cluster, f'--workdir={tmp_path / "run"}', '--status', check=0).stdout
+    assert 'FAILED' in status and 'restarts 0' in status and 'exit status 78' in status
+
+
+def test_restarts_are_counted_only_when_they_bring_no_new_checkpoint(cluster, tmp_path):
+    flags = ['--module=tests.payload', '--max_restarts=1', '--wait']
+    runs = {'busy': ['progress:3', 0, 4], 'idle': ['75', 75, 2]}
+    for name, (told, status, attempts) in runs.items():
+        workdir = tmp_path / name
+        slurm(cluster, *flags, f'--workdir={workdir}', rest=[str(workdir), told], check=status)
+        assert len(notes(workdir)) == attempts
+        (recorded,) = workdir.glob('launch/*/status')
+        assert recorded.read_text() == f'{status}\n'
+        log = (workdir / 'slurm.log').read_text()
+        assert [f'attempt {n}, on' in log for n in range(attempts + 1)] == [True] * attempts + [False]
+    assert '2 attempts in a row brought no new checkpoint; giving up with status 75' in log
+
+
+def test_of_several_ranks_the_lowest_permanent_status_counts(cluster, tmp_path):
+    script = 'case $SLURM_PROCID in 0) exit 76;; 1) exit 70;; esac'
+    template = (tiny.ROOT / 'launch/templates/job.sbatch').read_text()
+    mine = tmp_path / 'my.sbatch'
+    mine.write_text(template.replace('on_every_node rank "${command[@]}"', f"on_every_node rank sh -c '{script}'"))
+    flags = ['--module=tests.payload', '--nodes=2', f'--workdir={tmp_path / "run"}', f'--template={mine}', '--wait']
+    slurm(cluster, *flags, rest=['x', '0'], check=70)
+
+
+def test_a_cancelled_job_ends_and_does_not_come_back(cluster, tmp_path):
+    workdir = tmp_path / 'run'
+    slurm(cluster, '--module=tests.payload', f'--workdir={workdir}', rest=[str(workdir), 'sleep'], check=0)
+    wait_for(lambda: notes(workdir))
+    slurm(cluster, f'--workdir={workdir}', '--cancel', check=0)
+    log = workdir / 'slurm.log'
+    wait_for(lambda: 'submit again to go on' in log.read_text())
+    status = slurm(cluster, f'--workdir={workdir}', '--status', check=0).stdout
+    assert 'CANCELLED' in status or 'COMPLETING' in status
+    assert len(notes(workdir)) == 1
+    assert (next(workdir.glob('launch/*/attempt-0/rank-0'))).read_text() == '75\n'
+
+
+def test_a_sweep_is_an_array_with_a_workdir_for_each_point(cluster, data_dir, tmp_path):
+    rest = [flag for flag in tiny.train_command('', '') if flag.startswith('--config')]
+    flags = [f'--workdir={tmp_path}', f'--data_dir={data_dir}', '--gpus_per_node=0', '--parallelism=2']
+    flags += ['--sweep=config.optimizer.learning_rate=1e-3,3e-4', '--sweep=config.data.crop=(32,32),(16,32)']
+    slurm(cluster, *flags, '--wait', rest=[*rest, '--config.num_steps=1'], check=0)
+    configs = [json.loads(file.read_text()) for file in sorted(tmp_path.glob('*/config.json'))]
+    points = {(config['optimizer']['learning_rate'], tuple(config['data']['crop'])) for config in configs}
+    assert points == {(1e-3, (32, 32)), (1e-3, (16, 32)), (3e-4, (32, 32)), (3e-4, (16, 32))}
+    assert len(list(tmp_path.glob('*/metrics.jsonl'))) == 4
+    lines = slurm(cluster, f'--workdir={tmp_path}', '--follow', check=0).stdout.splitlines()
+    for point in range(4):
+        assert any(line.startswith(f'[{point}]') and 'mIoU' in line for line in lines)
