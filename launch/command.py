@@ -68,7 +68,7 @@ def compose(
 
 def config_path(arguments: list[str]) -> str:
     """The file that --config names among the arguments; '' if there is none."""
-    for argument, following in zip(arguments, [*arguments[1:], ''], strict=True):
+    for argument, following in zip(arguments, [*arguments[1:], ''], strict=False):
         if re.match('--?config(=|$)', argument):
             return (argument.partition('=')[2] if '=' in argument else following).partition(':')[0]
     return ''
@@ -90,7 +90,9 @@ def read_config(arguments: list[str]) -> ConfigDict | None:
     try:
         values(argv, known_only=True)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        reason = str(error.args[0] if error.args else error).strip()
+        while error.args and isinstance(error.args[0], Exception):
+            error = error.args[0]
+        reason = ' '.join(str(error.args[0] if error.args else error).split())
         raise entry.Failure(entry.BAD_USAGE, f'--config: {reason}') from error
     return config.value
 

@@ -19,9 +19,10 @@ attempt = os.environ.get('SLURM_RESTART_COUNT', '0')
 folder.mkdir(parents=True, exist_ok=True)
 note = {'argv': sys.argv[1:], 'environ': dict(os.environ), 'cwd': os.getcwd()}
 (folder / f'{rank}-{attempt}.json').write_text(json.dumps(note))
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
 print(f'payload: rank {rank}, attempt {attempt}', flush=True)
+print(f'payload: {sys.argv[1:]}', flush=True)
 if wanted == 'sleep':
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
     time.sleep(600)
 if wanted.startswith('progress:'):
     checkpoints = folder / 'checkpoints'

@@ -143,15 +143,17 @@ def test_a_cancelled_job_ends_and_does_not_come_back(cluster, tmp_path):
     assert (next(workdir.glob('launch/*/attempt-0/rank-0'))).read_text() == '75\n'
 
 
-def test_a_sweep_is_an_array_with_a_workdir_for_each_point(cluster, data_dir, tmp_path):
-    rest = [flag for flag in tiny.train_command('', '') if flag.startswith('--config')]
-    flags = [f'--workdir={tmp_path}', f'--data_dir={data_dir}', '--gpus_per_node=0', '--parallelism=2']
-    flags += ['--sweep=config.optimizer.learning_rate=1e-3,3e-4', '--sweep=config.data.crop=(32,32),(16,32)']
-    slurm(cluster, *flags, '--wait', rest=[*rest, '--config.num_steps=1'], check=0)
-    configs = [json.loads(file.read_text()) for file in sorted(tmp_path.glob('*/config.json'))]
-    points = {(config['optimizer']['learning_rate'], tuple(config['data']['crop'])) for config in configs}
-    assert points == {(1e-3, (32, 32)), (1e-3, (16, 32)), (3e-4, (32, 32)), (3e-4, (16, 32))}
-    assert len(list(tmp_path.glob('*/metrics.jsonl'))) == 4
-    lines = slurm(cluster, f'--workdir={tmp_path}', '--follow', check=0).stdout.splitlines()
-    for point in range(4):
-        assert any(line.startswith(f'[{point}]') and 'mIoU' in line for line in lines)
+def test_a_sweep_is_an_array_with_a_workdir_for_each_point(cluster, tmp_path):
+    workdir = tmp_path / 'the sweep'
+    flags = ['--module=tests.payload', f'--workdir={workdir}', '--parallelism=2', '--sweep=config.rate=1e-3,3e-4']
+    rest = [str(tmp_path / 'notes-$SLURM_ARRAY_TASK_ID'), '0', '--config.rate=7']
+    slurm(cluster, *flags, '--sweep=config.data.crop=(32,32),(16,32)', '--wait', rest=rest, check=0)
+    points = [(rate, crop) for rate in ('1e-3', '3e-4') for crop in ('32,32', '16,32')]
+    for rate, crop in points:
+        (status,) = (workdir / f'rate={rate},data.crop=_{crop}_').glob('launch/*/status')
+        assert status.read_text() == '0\n'
+    lines = slurm(cluster, f'--workdir={workdir}', '--follow', check=0).stdout.splitlines()
+    for number, (rate, crop) in enumerate(points):
+        assert f'[{number}] payload: {rest[:2] + [f"--config.rate={rate}", f"--config.data.crop=({crop})"]}' in lines
+    status = slurm(cluster, f'--workdir={workdir}', '--status', check=0).stdout
+    assert [re.search(f'_{number} +COMPLETED', status) is not None for number in range(5)] == [True] * 4 + [False]
