@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from tests import slurm_cluster, tiny
@@ -157,3 +158,49 @@ def test_a_sweep_is_an_array_with_a_workdir_for_each_point(cluster, tmp_path):
         assert f'[{number}] payload: {rest[:2] + [f"--config.rate={rate}", f"--config.data.crop=({crop})"]}' in lines
     status = slurm(cluster, f'--workdir={workdir}', '--status', check=0).stdout
     assert [re.search(f'_{number} +COMPLETED', status) is not None for number in range(5)] == [True] * 4 + [False]
+
+
+def test_a_run_on_two_nodes_survives_signal_preemption_and_time_limit_bit_by_bit(cluster, data_dir, tmp_path):
+    """Each stops the run at some step, and it ends with the weights of a run that nothing happened to."""
+    settings = {'num_steps': 150, 'eval.every_steps': 150, 'checkpoint.every_steps': 1000, 'log.every_steps': 5}
+    rest = [flag for flag in tiny.train_command('', '') if flag.startswith('--config')]
+    rest += [f'--config.{name}={value}' for name, value in settings.items()]
+    flags = ['--nodes=2', '--gpus_per_node=0', f'--data_dir={data_dir}', '--time=30', '--stop_before=60']
+    undisturbed, workdir = tmp_path / 'undisturbed', tmp_path / 'run'
+    log = workdir / 'slurm.log'
+
+    job = job_id(slurm(cluster, *flags, f'--workdir={workdir}', '--partition=preemptible', rest=rest, check=0))
+
+    def command(*words: str) -> str:
+        return subprocess.run(words, env=cluster, check=True, capture_output=True, text=True).stdout
+
+    def training(attempt: int) -> bool:
+        """Whether that attempt has done some steps."""
+        parts = log.read_text().split(', attempt ') if log.exists() else []
+        return len(parts) > attempt + 1 and 'loss' in parts[attempt + 1]
+
+    def state() -> str:
+        return command('squeue', '--noheader', f'--jobs={job}', '--states=all', '--format=%T').strip()
+
+    wait_for(lambda: training(0))
+    command('scancel', '--signal=TERM', job)
+    wait_for(lambda: training(1))
+    urgent = command('sbatch', '--parsable', '--partition=urgent', '--nodes=2', '--exclusive', '--wrap=true').strip()
+    wait_for(lambda: training(2))
+    assert command('squeue', '--noheader', f'--jobs={urgent}', '--states=all', '--format=%T').strip() == 'COMPLETED'
+    command('scontrol', 'update', f'JobId={job}', 'TimeLimit=1')  # a minute, of which --stop_before leaves nothing
+    wait_for(lambda: state() == 'PENDING')
+    command('scontrol', 'update', f'JobId={job}', 'TimeLimit=30')
+    assert slurm(cluster, f'--workdir={workdir}', '--follow', check=0).stdout.count('requeued to go on') == 3
+    assert re.search('restarts 3 .*exit status 0', slurm(cluster, f'--workdir={workdir}', '--status', check=0).stdout)
+    restarts = re.findall(r'stopped on request after step (\d+)', log.read_text())
+    assert len(set(restarts)) == 3 and [int(step) for step in restarts] == sorted(map(int, restarts))
+
+    slurm(cluster, *flags, f'--workdir={undisturbed}', '--wait', rest=rest, check=0)
+    left, right = (tiny.checkpoint_values(run / 'checkpoints/ckpt-150') for run in (undisturbed, workdir))
+    assert left.keys() == right.keys()
+    for name in left:
+        np.testing.assert_array_equal(left[name], right[name], err_msg=name)
+    metrics = [(run / 'metrics.jsonl').read_text().splitlines() for run in (undisturbed, workdir)]
+    steps = [[json.loads(line)['step'] for line in lines if 'train/loss' in line] for lines in metrics]
+    assert steps[0] == sorted(set(steps[0])) and set(steps[0]) <= set(steps[1])
