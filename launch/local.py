@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from absl import flags
 
 from launch import entry
+from launch.command import check, overall_status
 
 _WORKERS = flags.DEFINE_integer('workers', 2, 'Number of worker processes.', lower_bound=1)
 _DEVICES = flags.DEFINE_integer(
@@ -35,12 +36,6 @@ _DATA_DIR = flags.DEFINE_string('data_dir', None, 'Forwarded to the program.')
 
 _LEAVE_ALONE = 20  # seconds in which workers may end by themselves after one has failed
 _KILL_AFTER = 40  # seconds from the request to stop to SIGKILL
-
-
-def overall_status(statuses: list[int]) -> int:
-    """One exit status for several ranks: a permanent failure outweighs those that ask to be run again."""
-    permanent = [status for status in statuses if status not in (entry.OK, entry.STOPPED, entry.PEER_LOST)]
-    return min(permanent) if permanent else max(statuses)
 
 
 def environments(workers: int, devices_per_worker: int, gpus: list[str]) -> list[dict[str, str]]:
@@ -84,6 +79,7 @@ def main(arguments: list[str]) -> int:
     command = [sys.executable, '-u', '-m', _MODULE.value]
     command += [f'--{flag.name}={flag.value}' for flag in (_WORKDIR, _DATA_DIR) if flag.value is not None]
     command += arguments
+    check(_MODULE.value, arguments, workers=_WORKERS.value, devices=_WORKERS.value)
     gpus = entry.visible_gpus()
     if not gpus and _WORKERS.value == 1 and _DEVICES.value:
         command.append(f'--config.runtime.virtual_devices={_DEVICES.value}')

@@ -122,6 +122,10 @@ def from_flags(arguments: list[str], *, python: str, workers: int, gpus: int, da
     splits = (*config.data.train_splits, config.data.eval_split) if config else ()
     if module.startswith('unet.') and data_is_here:
         command.check_data(source, splits, workers)
+    for argument in arguments:
+        flag, _, folder = argument.partition('=')
+        if data_is_here and flag == '--cityscapes_dir' and not os.path.isdir(folder):
+            raise entry.Failure(entry.MISSING_INPUT, f'{argument}: no such folder (seen from {os.getcwd()})')
     data_dir, stage = source, []
     if _STAGE_DIR.value:
         if not module.startswith('unet.'):

@@ -100,6 +100,7 @@ def _submit(planned: plan.Plan, gpus: int) -> int:
             'launcher': 'slurm',
             'job': job,
             'argv': sys.argv[1:],
+            'sweep': planned.is_sweep,
             'runs': [run.workdir for run in planned.runs],
             'logs': logs,
             'log_starts': sizes,

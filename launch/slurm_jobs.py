@@ -80,15 +80,17 @@ def active(launch: dict) -> bool:
 def exit_statuses(launch: dict) -> list[int | None]:
     """Exit status of each run; None for one that is not over.
 
-    What the job itself left in the workdir is asked for what Slurm has forgotten.
+    Slurm forgets a job some minutes after its end; then what the job itself left in the workdir is asked.
     """
-    rows = states(launch)
-    if rows:
-        return [None if row['State'] in _NOT_OVER else _exit_status(row) for row in rows]
+    rows = {_array_index(row['JobArrayID']): row for row in states(launch)}
     statuses = []
-    for workdir in launch['runs']:
-        file = pathlib.Path(workdir) / 'launch' / pathlib.Path(launch['folder']).name / 'status'
-        statuses.append(int(file.read_text()) if file.exists() else entry.PEER_LOST)
+    for number, workdir in enumerate(launch['runs']):
+        row = rows.get(number if launch['sweep'] else -1)
+        noted = pathlib.Path(workdir) / 'launch' / pathlib.Path(launch['folder']).name / 'status'
+        if row:
+            statuses.append(None if row['State'] in _NOT_OVER else _exit_status(row))
+        else:
+            statuses.append(int(noted.read_text()) if noted.exists() else entry.PEER_LOST)
     return statuses
 
 
@@ -148,11 +150,16 @@ def wait(launch: dict) -> int:
 def follow(launch: dict) -> int:
     """Prints the launch's logs as they grow until its jobs are over, and returns their exit status.
 
-    Lines of a sweep are prefixed by the point's number.
+    Lines of a sweep are prefixed by the point's number. What the jobs wait for goes to stderr.
     """
     places, rests = list(launch['log_starts']), [b''] * len(launch['logs'])
+    waiting_before = None
     while True:
         over = None not in (statuses := exit_statuses(launch))
+        waiting = [f'{row["JobArrayID"]} ({row["Reason"]})' for row in states(launch) if row['State'] == 'PENDING']
+        if waiting and waiting != waiting_before:
+            print(f'launch.slurm: waiting to start: {", ".join(waiting)}', file=sys.stderr, flush=True)
+        waiting_before = waiting
         for number, log in enumerate(launch['logs']):
             if not os.path.exists(log):
                 continue

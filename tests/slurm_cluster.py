@@ -63,7 +63,7 @@ PartitionName=main Nodes=node[1-2] Default=YES MaxTime=01:00:00 PriorityTier=10 
 PartitionName=preemptible Nodes=node[1-2] MaxTime=01:00:00 PriorityTier=1 PreemptMode=REQUEUE GraceTime=20
 PartitionName=urgent Nodes=node[1-2] MaxTime=01:00:00 PriorityTier=100 PreemptMode=OFF
 """
-_GRES_CONF = 'AutoDetect=off\nNodeName=node[1-2] Name=gpu File={folder}/gpu[0-1]\n'
+_GRES_CONF = 'AutoDetect=off\nNodeName=node[1-2] Name=gpu File={folder}/nvidia[0-1]\n'
 _CGROUP_CONF = 'CgroupPlugin=cgroup/v1\nCgroupAutomount=no\n'  # slurmd 22.05 loads a plugin even when none is used
 
 
@@ -98,7 +98,7 @@ def _raised_in(folder: pathlib.Path) -> Iterator[dict[str, str]]:
     key.write_bytes(os.urandom(1024))
     key.chmod(0o600)
     for number in range(2):
-        (folder / f'gpu{number}').touch()
+        (folder / f'nvidia{number}').touch()
     known = {'folder': folder, 'host': socket.gethostname().split('.')[0], 'user': getpass.getuser()}
     (folder / 'slurm.conf').write_text(_SLURM_CONF.format(**known, ports=_free_ports(3)))
     (folder / 'gres.conf').write_text(_GRES_CONF.format(**known))

@@ -16,7 +16,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from tests import kubernetes_rules, tiny
+from tests import kubernetes_rules, launching, tiny
 
 VERSIONS = ['1.29', '1.33', kubernetes_validate.latest_version()]
 BASE = ['--image=registry.example/unet:1', '--pvc=data:/data', '--data_dir=/data/c', '--workdir=/data/runs/x']
@@ -55,36 +55,9 @@ EXTRAS = [
     '--max_restarts=0',
 ]
 
-_RENDER_ALL = """
-import json, os, sys
-from launch import entry, kubernetes
-for number, argv in enumerate(json.load(sys.stdin)):
-    child = os.fork()
-    if not child:
-        sys.argv = ['launch/kubernetes.py', '--dry_run', *argv]
-        for descriptor, name in ((1, 'out'), (2, 'err')):
-            os.dup2(os.open(f'{os.environ["INTO"]}/{number}.{name}', os.O_CREAT | os.O_WRONLY), descriptor)
-        entry.run(kubernetes.main, forwards=True)
-    with open(f'{os.environ["INTO"]}/{number}.rc', 'w') as file:
-        file.write(str(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])))
-"""
-
 
 def render(folder: pathlib.Path, commands: list[list[str]]) -> list[tuple[int, str, str]]:
-    """Exit status, output and complaint of --dry_run for each command line, all from one start of Python."""
-    environ = os.environ | {'INTO': str(folder)}
-    subprocess.run(
-        [sys.executable, '-c', _RENDER_ALL],
-        cwd=tiny.ROOT,
-        env=environ,
-        input=json.dumps(commands),
-        text=True,
-        check=True,
-    )
-    return [
-        (int((folder / f'{n}.rc').read_text()), (folder / f'{n}.out').read_text(), (folder / f'{n}.err').read_text())
-        for n in range(len(commands))
-    ]
+    return launching.dry_runs('kubernetes', folder, commands)
 
 
 def launch(*flags, rest=(), **environ) -> subprocess.CompletedProcess:

@@ -10,9 +10,8 @@ import time
 import numpy as np
 import pytest
 
-from tests import slurm_cluster, tiny
+from tests import launching, slurm_cluster, tiny
 
-pytestmark = pytest.mark.skipif(bool(slurm_cluster.missing()), reason=slurm_cluster.missing() or 'Slurm is there')
 NASTY = [
     'it\'s "quoted"',
     '$HOME `id` \\',
@@ -27,6 +26,8 @@ NASTY = [
 
 @pytest.fixture(scope='module')
 def cluster():
+    if why := slurm_cluster.missing():
+        pytest.skip(why)
     with slurm_cluster.raised() as environ:
         yield environ
 
@@ -38,7 +39,7 @@ def data_dir(tmp_path_factory):
 
 def slurm(environ, *flags, rest=(), check=None) -> subprocess.CompletedProcess:
     command = [sys.executable, '-m', 'launch.slurm', *map(str, flags), *(['--', *rest] if rest else [])]
-    done = subprocess.run(command, cwd=tiny.ROOT, env=environ, capture_output=True, text=True, timeout=400)
+    done = subprocess.run(command, cwd=tiny.ROOT, env=environ, capture_output=True, text=True, timeout=900)
     if check is not None:
         assert done.returncode == check, done.stdout + done.stderr
     return done
@@ -48,7 +49,7 @@ def job_id(done: subprocess.CompletedProcess) -> str:
     return re.search(r'submitted job (\d+)', done.stdout).group(1)
 
 
-def wait_for(condition, seconds: float = 120):
+def wait_for(condition, seconds: float = 400):
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, 'waited in vain'
@@ -122,6 +123,77 @@ def test_restarts_are_counted_only_when_they_bring_no_new_checkpoint(cluster, tm
     assert '2 attempts in a row brought no new checkpoint; giving up with status 75' in log
 
 
+def test_resources_are_asked_for_and_reach_the_program(cluster, tmp_path):
+    """Apptainer is a stand-in that notes how it is called; pyxis is only looked at, in the job script."""
+    apptainer = tmp_path / 'apptainer'
+    apptainer.write_text(
+        f'#!/bin/sh\necho "$@" >"{tmp_path}/called"\nwhile [ "$1" != image.sif ]; do shift; done\nshift\n"$@"\n'
+    )
+    apptainer.chmod(0o755)
+    flags = ['--module=tests.payload', '--gpus_per_node=2', '--cpus_per_task=3', '--mem=3G', '--exclusive', '--time=5']
+    flags += ['--constraint=new', '--partition=urgent', '--sbatch_arg=--nice=7', '--sbatch_arg=--no-kill']
+    flags += [
+        '--container=image.sif',
+        '--container_runtime=apptainer',
+        '--mount=/usr/share',
+        f'--python={sys.executable}',
+    ]
+    flags += [f'--setup=PATH="{tmp_path}:$PATH"', f'--workdir={tmp_path / "run"}', '--wait']
+    slurm(cluster, *flags, rest=[str(tmp_path / 'notes'), '0'], check=0)
+    environ = notes(tmp_path / 'notes')['0-0']['environ']
+    assert (environ['SLURMD_NODENAME'], environ['CUDA_VISIBLE_DEVICES']) == ('node2', '0,1')
+    assert (environ['SLURM_CPUS_PER_TASK'], environ['SLURM_MEM_PER_NODE']) == ('3', '3072')
+    called = (tmp_path / 'called').read_text()
+    assert called.startswith('exec --nv --bind /usr/share:/usr/share --bind ')
+    assert f'--bind {tmp_path}/run:{tmp_path}/run ' in called and f'--pwd {tiny.ROOT} image.sif' in called
+
+    pyxis = ['--module=tests.payload', f'--workdir={tmp_path}/x', '--container=docker://image', '--dry_run']
+    script = slurm(cluster, *pyxis, check=0).stdout
+    assert re.search(
+        r'srun .* --container-image=docker://image --container-mounts=\S+ --container-workdir=\S+ ', script
+    )
+    assert 'command=(python3 -m tests.payload)' in script
+    assert not (tmp_path / 'x').exists()
+    refused = slurm(cluster, *pyxis, '--nodes=3', check=78)
+    assert 'sbatch would refuse' in refused.stderr
+    assert 'sbatch refuses' in slurm(cluster, *pyxis[:2], '--partition=none', check=78).stderr
+
+
+def test_mistakes_are_found_before_anything_is_submitted(data_dir, tmp_path):
+    config = ['--config=configs/default.py', '--config.global_batch=4']
+    base = [f'--data_dir={data_dir}', f'--workdir={tmp_path}/run']
+    cases = [
+        (64, 'could do nothing', ['--time=3', *base], config),
+        (64, 'write minutes', ['--time=1h', *base], config),
+        (64, 'write a number', ['--mem=lots', *base], config),
+        (64, 'no line breaks', ['--job_name=a\n#SBATCH --nodes=9', *base], config),
+        (64, 'backslash', [*base, '--workdir=a\\b'], config),
+        (64, 'there is a flag --nodes', ['--sbatch_arg=--nodes=3', *base], config),
+        (64, 'sets this option itself', ['--sbatch_arg=--signal=USR1', *base], config),
+        (64, '--mount is for', ['--mount=/x', *base], config),
+        (64, 'one at a time', ['--status', '--cancel', *base], []),
+        (64, 'pass the --workdir', ['--status'], []),
+        (66, 'nothing was launched here', ['--status', *base], []),
+        (66, 'no dataset here', ['--data_dir=/nowhere', '--workdir=x'], config),
+        (66, "no split 'test'", base, [*config, '--config.data.eval_split=test']),
+        (66, 'no such folder', ['--module=data_prep.build_tfrecords', *base], ['--cityscapes_dir=/nowhere']),
+        (
+            78,
+            '5 workers, and only 4 shards',
+            ['--nodes=5', '--gpus_per_node=0', *base],
+            [*config, '--config.global_batch=5'],
+        ),
+        (78, 'does not divide over 16', ['--nodes=2', '--gpus_per_node=8', *base], config),
+        (78, 'splits the CPU', ['--gpus_per_node=2', *base], [*config, '--config.runtime.virtual_devices=2']),
+    ]
+    commands = [[*flags, '--', *rest] for _, _, flags, rest in cases]
+    for (status, said, flags, _), result in zip(
+        cases, launching.dry_runs('slurm', tmp_path / 'out', commands), strict=True
+    ):
+        assert result[0] == status and said in result[2] and len(result[2].splitlines()) == 1, (flags, result)
+    assert not (tmp_path / 'run').exists()
+
+
 def test_of_several_ranks_the_lowest_permanent_status_counts(cluster, tmp_path):
     script = 'case $SLURM_PROCID in 0) exit 76;; 1) exit 70;; esac'
     template = (tiny.ROOT / 'launch/templates/job.sbatch').read_text()
@@ -166,6 +238,7 @@ def test_a_run_on_two_nodes_survives_signal_preemption_and_time_limit_bit_by_bit
     rest = [flag for flag in tiny.train_command('', '') if flag.startswith('--config')]
     rest += [f'--config.{name}={value}' for name, value in settings.items()]
     flags = ['--nodes=2', '--gpus_per_node=0', f'--data_dir={data_dir}', '--time=30', '--stop_before=60']
+    staged = f'--stage_dir={tmp_path / "nvme"}'  # of the undisturbed run alone: it makes no difference
     undisturbed, workdir = tmp_path / 'undisturbed', tmp_path / 'run'
     log = workdir / 'slurm.log'
 
@@ -196,7 +269,8 @@ def test_a_run_on_two_nodes_survives_signal_preemption_and_time_limit_bit_by_bit
     restarts = re.findall(r'stopped on request after step (\d+)', log.read_text())
     assert len(set(restarts)) == 3 and [int(step) for step in restarts] == sorted(map(int, restarts))
 
-    slurm(cluster, *flags, f'--workdir={undisturbed}', '--wait', rest=rest, check=0)
+    slurm(cluster, *flags, staged, f'--workdir={undisturbed}', '--wait', rest=rest, check=0)
+    assert 'shards copied from' in (undisturbed / 'slurm.log').read_text()
     left, right = (tiny.checkpoint_values(run / 'checkpoints/ckpt-150') for run in (undisturbed, workdir))
     assert left.keys() == right.keys()
     for name in left:
