@@ -98,7 +98,7 @@ def _raised_in(folder: pathlib.Path) -> Iterator[dict[str, str]]:
     key.write_bytes(os.urandom(1024))
     key.chmod(0o600)
     for number in range(2):
-        (folder / f'nvidia{number}').touch()
+        (folder / f'nvidia{number}').symlink_to('/dev/null')  # Slurm wants a device
     known = {'folder': folder, 'host': socket.gethostname().split('.')[0], 'user': getpass.getuser()}
     (folder / 'slurm.conf').write_text(_SLURM_CONF.format(**known, ports=_free_ports(3)))
     (folder / 'gres.conf').write_text(_GRES_CONF.format(**known))
