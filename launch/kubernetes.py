@@ -62,7 +62,7 @@ _SCRATCH = '/scratch'
 def main(arguments: list[str]) -> int:
     asked = plan.subcommand()
     if asked:
-        launch = record.latest(_record_dir(plan.WORKDIR.value), 'kubernetes')
+        launch = _latest(plan.WORKDIR.value)
         return {'status': kubectl.print_status, 'follow': kubectl.follow, 'cancel': kubectl.cancel}[asked](launch)
     gpus = _GPUS.value
     if gpus is None:
@@ -85,17 +85,24 @@ def main(arguments: list[str]) -> int:
         'namespace': _NAMESPACE.value,
         'context': _CONTEXT.value,
         'argv': sys.argv[1:],
+        'workdir': planned.workdir,
         'runs': [run.workdir for run in planned.runs],
     }
     kubectl.create(manifest, launch)
     record.finish(folder, launch)
     print(f'created {_KIND.value} {", ".join(names)}; --workdir={planned.workdir} --follow shows its log', flush=True)
-    return kubectl.wait(record.latest(_record_dir(planned.workdir), 'kubernetes')) if plan.WAIT.value else entry.OK
+    return kubectl.wait(_latest(planned.workdir)) if plan.WAIT.value else entry.OK
 
 
 def _record_dir(workdir: str) -> str:
     """Where a launch is recorded: in the workdir if it is to be seen from here, else in runs/<its name>."""
     return workdir if os.path.isdir(workdir) else os.path.join('runs', os.path.basename(os.path.abspath(workdir)))
+
+
+def _latest(workdir: str) -> dict:
+    """The last launch of a workdir, which may share the folder of its record with another of the same name."""
+    workdir = os.path.abspath(workdir)
+    return record.latest(_record_dir(workdir), 'kubernetes', workdir=workdir)
 
 
 def _render(planned: plan.Plan, gpus: int, launch: str) -> tuple[str, list[str]]:

@@ -46,26 +46,31 @@ def finish(folder: pathlib.Path, launch: dict) -> None:
     records.write_atomically(folder / _FILE, content)
 
 
-def latest(workdir: str, launcher: str) -> dict:
-    """The last launch of a workdir by `launcher`, with its folder as 'folder'.
+def latest(folder: str, launcher: str, **known) -> dict:
+    """The last launch by `launcher` that is recorded below a folder, with its own folder as 'folder'.
+
+    Args:
+      folder: the workdir, as a rule.
+      launcher: 'slurm' or 'kubernetes'.
+      **known: what its record must say.
 
     Raises:
       Failure: MISSING_INPUT if there is none.
     """
-    launches = find(workdir, launcher)
+    launches = [launch for launch in find(folder, launcher) if known.items() <= launch.items()]
     if not launches:
         raise entry.Failure(
             entry.MISSING_INPUT,
-            f'--workdir={workdir}: nothing was launched here with launch.{launcher} '
-            f'({pathlib.Path(workdir) / FOLDER} holds no such launch). Pass the --workdir of the launch.',
+            f'{folder}: nothing was launched here with launch.{launcher} (there is no launch of it in '
+            f'{pathlib.Path(folder) / FOLDER}). Pass the --workdir of the launch.',
         )
     return launches[-1]
 
 
-def find(workdir: str, launcher: str) -> list[dict]:
-    """All launches of a workdir by `launcher`, oldest first."""
+def find(folder: str, launcher: str) -> list[dict]:
+    """All launches by `launcher` that are recorded below a folder, oldest first."""
     launches = []
-    for file in sorted(pathlib.Path(workdir).glob(f'{FOLDER}/*/{_FILE}')):
+    for file in sorted(pathlib.Path(folder).glob(f'{FOLDER}/*/{_FILE}')):
         launch = records.read_json(file) | {'folder': str(file.parent)}
         if launch.get('launcher') == launcher:
             launches.append(launch)

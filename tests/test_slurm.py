@@ -10,7 +10,8 @@ import time
 import numpy as np
 import pytest
 
-from tests import launching, slurm_cluster, tiny
+from data_prep import records
+from tests import launching, slurm_cluster, tiny, trees
 
 NASTY = [
     'it\'s "quoted"',
@@ -159,6 +160,17 @@ def test_resources_are_asked_for_and_reach_the_program(cluster, tmp_path):
     assert 'sbatch refuses' in slurm(cluster, *pyxis[:2], '--partition=none', check=78).stderr
 
 
+def test_records_are_built_on_the_cluster(cluster, tmp_path):
+    dataset = trees.write_tree(tmp_path / 'data set', {'train': ['x_1', 'x_2'], 'val': ['y_1']})
+    flags = [
+        '--module=data_prep.build_tfrecords',
+        f'--data_dir={tmp_path / "rec ords"}',
+        f'--workdir={tmp_path / "run"}',
+    ]
+    slurm(cluster, *flags, '--cpus_per_task=2', '--wait', rest=[f'--cityscapes_dir={dataset}'], check=0)
+    assert records.split_sizes(tmp_path / 'rec ords')['train'] == 2
+
+
 def test_mistakes_are_found_before_anything_is_submitted(data_dir, tmp_path):
     config = ['--config=configs/default.py', '--config.global_batch=4']
     base = [f'--data_dir={data_dir}', f'--workdir={tmp_path}/run']
@@ -237,7 +249,7 @@ def test_a_run_on_two_nodes_survives_signal_preemption_and_time_limit_bit_by_bit
     settings = {'num_steps': 150, 'eval.every_steps': 150, 'checkpoint.every_steps': 1000, 'log.every_steps': 5}
     rest = [flag for flag in tiny.train_command('', '') if flag.startswith('--config')]
     rest += [f'--config.{name}={value}' for name, value in settings.items()]
-    flags = ['--nodes=2', '--gpus_per_node=0', f'--data_dir={data_dir}', '--time=30', '--stop_before=60']
+    flags = ['--nodes=2', '--gpus_per_node=0', f'--data_dir={data_dir}', '--time=30', '--stop_before=170']
     staged = f'--stage_dir={tmp_path / "nvme"}'  # of the undisturbed run alone: it makes no difference
     undisturbed, workdir = tmp_path / 'undisturbed', tmp_path / 'run'
     log = workdir / 'slurm.log'
@@ -261,7 +273,9 @@ def test_a_run_on_two_nodes_survives_signal_preemption_and_time_limit_bit_by_bit
     urgent = command('sbatch', '--parsable', '--partition=urgent', '--nodes=2', '--exclusive', '--wrap=true').strip()
     wait_for(lambda: training(2))
     assert command('squeue', '--noheader', f'--jobs={urgent}', '--states=all', '--format=%T').strip() == 'COMPLETED'
-    command('scontrol', 'update', f'JobId={job}', 'TimeLimit=1')  # a minute, of which --stop_before leaves nothing
+    # It has used up some minutes; of one or two more --stop_before leaves nothing.
+    used = re.search(r'RunTime=(\d+):(\d+):', command('scontrol', 'show', 'job', job)).groups()
+    command('scontrol', 'update', f'JobId={job}', f'TimeLimit={60 * int(used[0]) + int(used[1]) + 2}')
     wait_for(lambda: state() == 'PENDING')
     command('scontrol', 'update', f'JobId={job}', 'TimeLimit=30')
     assert slurm(cluster, f'--workdir={workdir}', '--follow', check=0).stdout.count('requeued to go on') == 3
