@@ -63,7 +63,8 @@ def main(arguments: list[str]) -> int:
     asked = plan.subcommand()
     if asked:
         launch = _latest(plan.WORKDIR.value)
-        return {'status': kubectl.print_status, 'follow': kubectl.follow, 'cancel': kubectl.cancel}[asked](launch)
+        with record.watched(launch):
+            return {'status': kubectl.print_status, 'follow': kubectl.follow, 'cancel': kubectl.cancel}[asked](launch)
     gpus = _GPUS.value
     if gpus is None:
         gpus = 1 if plan.MODULE.value.startswith('unet.') else 0
@@ -91,7 +92,9 @@ def main(arguments: list[str]) -> int:
     kubectl.create(manifest, launch)
     record.finish(folder, launch)
     print(f'created {_KIND.value} {", ".join(names)}; --workdir={planned.workdir} --follow shows its log', flush=True)
-    return kubectl.wait(_latest(planned.workdir)) if plan.WAIT.value else entry.OK
+    launch = _latest(planned.workdir)
+    with record.watched(launch):
+        return kubectl.wait(launch) if plan.WAIT.value else entry.OK
 
 
 def _record_dir(workdir: str) -> str:

@@ -7,9 +7,11 @@
 One folder per launch below <workdir>/launch: the rendered files, `launch.json`, and what the job notes there itself.
 """
 
+import contextlib
 import datetime
 import json
 import pathlib
+from collections.abc import Iterator
 
 from data_prep import records
 from launch import entry
@@ -65,6 +67,17 @@ def latest(folder: str, launcher: str, **known) -> dict:
             f'{pathlib.Path(folder) / FOLDER}). Pass the --workdir of the launch.',
         )
     return launches[-1]
+
+
+@contextlib.contextmanager
+def watched(launch: dict) -> Iterator[None]:
+    """Ctrl-C ends the watching, not the job, and says so."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise entry.Failure(
+            entry.STOPPED, f'job {launch["job"]} goes on; --follow shows its log again, --cancel ends it'
+        ) from None
 
 
 def find(folder: str, launcher: str) -> list[dict]:

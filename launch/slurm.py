@@ -61,9 +61,10 @@ def main(arguments: list[str]) -> int:
     asked = plan.subcommand()
     if asked:
         launch = record.latest(plan.WORKDIR.value, 'slurm')
-        return {'status': slurm_jobs.print_status, 'follow': slurm_jobs.follow, 'cancel': slurm_jobs.cancel}[asked](
-            launch
-        )
+        with record.watched(launch):
+            return {'status': slurm_jobs.print_status, 'follow': slurm_jobs.follow, 'cancel': slurm_jobs.cancel}[asked](
+                launch
+            )
     gpus = _GPUS.value
     if gpus is None:
         gpus = 1 if plan.MODULE.value.startswith('unet.') else 0
@@ -107,7 +108,9 @@ def _submit(planned: plan.Plan, gpus: int) -> int:
         },
     )
     print(f'submitted job {job}; --workdir={planned.workdir} --follow shows its log', flush=True)
-    return slurm_jobs.wait(record.latest(planned.workdir, 'slurm')) if plan.WAIT.value else entry.OK
+    launch = record.latest(planned.workdir, 'slurm')
+    with record.watched(launch):
+        return slurm_jobs.wait(launch) if plan.WAIT.value else entry.OK
 
 
 def _render(planned: plan.Plan, gpus: int, launch: str) -> str:

@@ -171,6 +171,26 @@ def test_records_are_built_on_the_cluster(cluster, tmp_path):
     assert records.split_sizes(tmp_path / 'rec ords')['train'] == 2
 
 
+def test_every_option_is_in_the_job(data_dir, tmp_path):
+    options = ['account=vision', 'qos=long', 'reservation=maint_1', 'dependency=afterok:4711', 'exclude=n[1-3],n7']
+    options += ['partition=gpu', 'constraint=a100|h100', 'mem=64G', 'time=1-12', 'cpus-per-task=8', 'nodes=2']
+    options += ['mail-user=me@example.org', 'gpus-per-node=8']
+    flags = ['--' + option.replace('-', '_', option.partition('=')[0].count('-')) for option in options]
+    flags += ['--exclusive', '--sbatch_arg=--licenses=a:1', '--sbatch_arg=--comment=a "b" c', '--parallelism=3']
+    flags += ['--data_elsewhere', f'--workdir={tmp_path}/100%', '--sweep=config.seed=1,2', '--']
+    config = ['--config=configs/default.py', '--config.global_batch=32']
+    ((status, script, complaint),) = launching.dry_runs('slurm', tmp_path / 'out', [[*flags, *config]], PATH='/none')
+    assert status == 0 and 'no sbatch on this host' in complaint, complaint
+    lines = [line.removeprefix('#SBATCH --') for line in script.splitlines() if line.startswith('#SBATCH')]
+    written = {line.partition('=')[0]: line.partition('=')[2].strip('"') for line in lines}
+    for option in options:
+        assert written[option.partition('=')[0]] == option.partition('=')[2]
+    assert written['licenses'] == 'a:1' and written['comment'] == 'a \\"b\\" c' and written['exclusive'] == ''
+    assert written['array'] == '0-1%3' and written['mail-type'] == 'END,FAIL' and written['signal'] == 'TERM@180'
+    assert written['output'] == f'{tmp_path}/100%%/slurm-%a.log' and written['requeue'] == ''
+    assert subprocess.run(['bash', '-n'], input=script, text=True).returncode == 0
+
+
 def test_mistakes_are_found_before_anything_is_submitted(data_dir, tmp_path):
     config = ['--config=configs/default.py', '--config.global_batch=4']
     base = [f'--data_dir={data_dir}', f'--workdir={tmp_path}/run']
