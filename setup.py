@@ -19,8 +19,7 @@ CORE = [
     'matplotlib>=3.9',  # the heat map of a confusion matrix
     'pillow>=11',  # PNG and JPEG outside of TensorFlow, pictures with text
     'tqdm>=4.66',  # progress bars
-    'jinja2>=3',  # the HTML of unet.report
-    'jinja2>=3',  # templates of the launchers
+    'jinja2>=3',  # templates: the launchers' job files, the HTML of unet.report
     'pyyaml>=6',  # Kubernetes manifests
 ]
 
@@ -35,9 +34,8 @@ setup(
     packages=find_packages(include=['configs', 'data_prep', 'launch', 'unet']),
     # Counts label pixels; without a C compiler or Python's headers it is left out, and Pillow does it.
     ext_modules=[Extension('data_prep._png', ['data_prep/_png.c'], optional=True)],
-    package_data={'unet': ['*.jinja']},
+    package_data={'unet': ['*.jinja'], 'launch': ['templates/*']},
     install_requires=CORE,
-    package_data={'launch': ['templates/*']},
     extras_require={
         'core': [],  # nothing more; the make targets name a set of extras
         'cuda': ['tensorflow[and-cuda]>=2.21,<2.22'],  # NVIDIA's libraries for the GPU
@@ -52,7 +50,6 @@ setup(
             'pytest-xdist>=3.6',  # two test files at a time
             'cityscapesscripts>=2.2',  # the official evaluator, to compare with
             'apache-beam>=2.60',  # the other engine of data_prep
-            'pandas>=2',  # tfds.as_dataframe
             'pandas>=2',  # tfds.as_dataframe, which needs jinja2 too
             'kubernetes-validate>=1.35',  # the API schemas of many Kubernetes versions
         ],

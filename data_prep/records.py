@@ -274,6 +274,29 @@ def class_pixels(data_dir: epath.PathLike, splits: tuple[str, ...]) -> np.ndarra
     return pixels
 
 
+def check_files(data_dir: epath.Path, manifest: dict) -> list[str]:
+    """Problems of the files around the shards, and shards that are missing, too many or of another size.
+
+    Their content is left to data_prep.verify_tfrecords.
+    """
+    problems = []
+    for name, digest in manifest['files'].items():
+        path = data_dir / name
+        if not path.exists():
+            problems.append(f'{name}: missing. Copy the folder again, or build it again.')
+        elif hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+            problems.append(f'{name}: differs from its digest. Copy the folder again, or build it again.')
+    expected = {shard['file']: shard['bytes'] for split in manifest['splits'].values() for shard in split['shards']}
+    there = {path.name for path in data_dir.glob(f'{manifest["name"]}-*.tfrecord-*')}
+    problems += [f'{name}: missing. Copy it again.' for name in sorted(expected.keys() - there)]
+    problems += [f'{name}: not in the manifest. Remove it.' for name in sorted(there - expected.keys())]
+    for name in sorted(there & expected.keys()):
+        size = (data_dir / name).stat().length
+        if size != expected[name]:
+            problems.append(f'{name}: {size:,} bytes instead of {expected[name]:,}. Copy it again.')
+    return problems
+
+
 def check_complete(data_dir: epath.PathLike) -> epath.Path:
     """The folder as a path, once it is sure to hold a finished dataset.
 

@@ -48,7 +48,7 @@ def check(data_dir: epath.PathLike, source: str | None, workers: int) -> dict | 
     """
     data_dir = records.check_complete(data_dir)
     manifest = read_intact_manifest(data_dir)
-    sources.report(data_dir, check_files(data_dir, manifest) if manifest else [], 'nothing more was read.')
+    sources.report(data_dir, records.check_files(data_dir, manifest) if manifest else [], 'nothing more was read.')
     pairs, problems = (None, []) if source is None else find_pairs(data_dir, manifest, source)
     settings = _settings(data_dir, manifest, source)
     problems += verify(data_dir, manifest, settings, pairs, workers)
@@ -75,22 +75,6 @@ def read_intact_manifest(data_dir: epath.Path) -> dict | None:
             entry.BAD_DATA, f'{path}: is of version {manifest["version"]}, this program knows {metadata.VERSION}.'
         )
     return manifest
-
-
-def check_files(data_dir: epath.Path, manifest: dict) -> list[str]:
-    """Problems of the files around the shards, and shards that are missing or too many."""
-    problems = []
-    for name, digest in manifest['files'].items():
-        path = data_dir / name
-        if not path.exists():
-            problems.append(f'{name}: missing. Copy the folder again, or build it again.')
-        elif hashlib.sha256(path.read_bytes()).hexdigest() != digest:
-            problems.append(f'{name}: differs from its digest. Copy the folder again, or build it again.')
-    expected = {shard['file'] for split in manifest['splits'].values() for shard in split['shards']}
-    there = {path.name for path in data_dir.glob(f'{manifest["name"]}-*.tfrecord-*')}
-    problems += [f'{name}: missing. Copy it again.' for name in sorted(expected - there)]
-    problems += [f'{name}: not in the manifest. Remove it.' for name in sorted(there - expected)]
-    return problems
 
 
 def find_pairs(data_dir: epath.Path, manifest: dict | None, source: str) -> tuple[dict[str, sources.Pair], list[str]]:

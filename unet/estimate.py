@@ -47,6 +47,7 @@ class Cost:
       activation_bytes: kept for the backward pass, per image.
       in_flight_bytes: at the peak on top of it, per image.
       all_reduce_bytes: summed over devices per step, whatever the number of images.
+      checkpoint_bytes: of one checkpoint on disk.
     """
 
     parameters: int
@@ -56,6 +57,7 @@ class Cost:
     activation_bytes: int
     in_flight_bytes: int
     all_reduce_bytes: int
+    checkpoint_bytes: int
 
 
 def cost(config: ConfigDict, num_classes: int) -> Cost:
@@ -87,6 +89,7 @@ def cost(config: ConfigDict, num_classes: int) -> Cost:
         activation_bytes=size * kept + image + logits,
         in_flight_bytes=size * (recomputed + 2 * largest) + logits,
         all_reduce_bytes=parameters * wide,
+        checkpoint_bytes=parameters * wide * (1 + slots),
     )
 
 

@@ -8,7 +8,6 @@ would use. In float64 the weights must be those that one device computes; in flo
 be withheld on all of them.
 """
 
-import dataclasses
 import tempfile
 import time
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from ml_collections import ConfigDict
 from configs import default
 from data_prep import labels
 from unet import checkpoint, from_config, step
+from unet.checks import Check
 
 _STEPS = 3
 _WIDTH = 8
@@ -27,28 +27,22 @@ _REDUCED_BYTES = 64 * 2**20  # of the all-reduce that is timed
 _EQUAL = 1e-9  # largest difference of a weight in float64
 
 
-@dataclasses.dataclass(frozen=True)
-class Check:
-    """One line of a report; `remedy` says what to do if it failed."""
-
-    name: str
-    passed: bool
-    found: str
-    remedy: str = ''
-
-    def __str__(self) -> str:
-        line = f'{"pass" if self.passed else "FAIL"}  {self.name}: {self.found}'
-        return line if self.passed or not self.remedy else f'{line}. {self.remedy}'
-
-
 def run(config: ConfigDict, table: labels.Table, strategy: tf.distribute.Strategy) -> Iterator[Check]:
     """Yields one check after the other; all processes of a cluster must call it together."""
     config = _small(config, strategy.num_replicas_in_sync)
-    yield _replicas_equal_one(config, table, strategy)
-    yield from _overflows_are_withheld(config, table, strategy)
-    yield _recomputation_changes_nothing(config, table, strategy)
-    yield _compiled_equals_plain(config, table)
-    yield _restored_equals_saved(config, table, strategy)
+    exact, alone = _with(config, precision='float64'), tf.distribute.get_strategy()
+    many, one = _Training(exact, table, strategy), _Training(exact, table, alone)
+    recomputed = _Training(_with(exact, runtime__recompute=True), table, strategy)
+    compiled = _Training(exact, table, alone, jit_compile=True)  # on one device, whose step holds no collectives
+    yield _equal(
+        f'{strategy.num_replicas_in_sync} devices train as one',
+        [many, one],
+        'The devices do not sum alike: update the driver and NCCL, or try NCCL_P2P_DISABLE=1.',
+    )
+    yield _equal('recomputed activations give the same', [recomputed, many], 'Leave config.runtime.recompute=False.')
+    yield _equal('the compiled step gives the same', [compiled, one], 'Set config.runtime.jit_compile=off.')
+    yield _restored_goes_on_the_same(many)
+    yield from _overflows_are_withheld(_Training(_with(config, precision='float16'), table, strategy))
     yield _bandwidth(strategy)
 
 
@@ -59,6 +53,7 @@ def _small(config: ConfigDict, replicas: int) -> ConfigDict:
     config.runtime.microbatches = 1
     config.runtime.jit_compile = 'off'
     config.loss.balanced = False
+    config.model.dropout = 0.5  # for the second input, which lets infinity in
     config.optimizer.schedule, config.optimizer.warmup_steps = 'constant', 0
     fits = (side for side in range(32, 1024) if default.output_size(side, config.model.depth, config.model.padding) > 8)
     config.data.crop = (next(fits),) * 2
@@ -89,12 +84,32 @@ def _batch(config: ConfigDict, number: int, replica: int, replicas: int, poisone
     return {name: tf.constant(values) for name, values in batch.items()}
 
 
-@dataclasses.dataclass
-class _Run:
-    """A network in training under a strategy."""
+class _Training:
+    """A network in training under a strategy, one step at a time."""
 
-    contents: tf.train.Checkpoint
-    rows: list[dict[str, float]]  # step.METRICS of each step
+    def __init__(
+        self, config: ConfigDict, table: labels.Table, strategy: tf.distribute.Strategy, jit_compile: bool = False
+    ):
+        self._config, self._strategy = config, strategy
+        self.replicas = strategy.num_replicas_in_sync
+        with strategy.scope():
+            network = from_config.network(config, table, replicas=self.replicas)
+            weights = [variable.value for variable in network.trainable_variables]
+            self.state = step.TrainState(config.optimizer.name, weights, ema=config.optimizer.ema > 0)
+        self.contents = tf.train.Checkpoint(model=network, state=self.state)
+        replica_step = from_config.replica_step(config, network, self.state, table, self.replicas, None)
+        compiled = tf.function(replica_step, jit_compile=jit_compile)
+        self._step = tf.function(lambda batch: strategy.run(compiled, args=(batch, tf.constant(0.0))))
+
+    def take_step(self, number: int, poisoned: int | None = None) -> dict[str, float]:
+        """Trains on batch `number`; replica `poisoned` overflows. Returns step.METRICS."""
+
+        def share(context):
+            replica = context.replica_id_in_sync_group
+            return _batch(self._config, number, replica, self.replicas, poisoned == replica)
+
+        row = self._step(self._strategy.experimental_distribute_values_from_function(share))
+        return dict(zip(step.METRICS, self._strategy.experimental_local_results(row)[0].numpy(), strict=False))
 
     def values(self) -> list[np.ndarray]:
         """Of this process's first replica: weights, statistics, slots and means."""
@@ -102,63 +117,20 @@ class _Run:
 
     def spread(self) -> float:
         """Largest difference between this process's replicas."""
-        return max(
-            float(np.abs(value - values[0]).max()) for values in map(_local, self._variables()) for value in values
-        )
+        copies = map(_local, self._variables())
+        return max(float(np.abs(value - values[0]).max()) for values in copies for value in values)
 
     def _variables(self) -> list[tf.Variable]:
-        state = self.contents.state
         weights = [variable.value for variable in self.contents.model.variables]
-        return [*weights, *(variable for slot in state.slots for variable in slot), *state.ema]
+        return [*weights, *(variable for slot in self.state.slots for variable in slot), *self.state.ema]
 
 
 def _local(variable: tf.Variable) -> list[np.ndarray]:
     return [copy.numpy() for copy in getattr(variable, 'values', [variable])]
 
 
-def _train(
-    config: ConfigDict,
-    table: labels.Table,
-    strategy: tf.distribute.Strategy,
-    *,
-    poisoned: int | None = None,
-    jit_compile: bool = False,
-    steps: int = _STEPS,
-    first: int = 0,
-    restored: str | None = None,
-) -> _Run:
-    """Trains for some steps; in the last one, replica `poisoned` overflows."""
-    replicas = strategy.num_replicas_in_sync
-    config = config.copy_and_resolve_references()
-    config.model.dropout = 0.5  # for the second input, which lets infinity in
-    with strategy.scope():
-        network = from_config.network(config, table, replicas=replicas)
-        weights = [variable.value for variable in network.trainable_variables]
-        state = step.TrainState(config.optimizer.name, weights, ema=config.optimizer.ema > 0)
-    made = _Run(tf.train.Checkpoint(model=network, state=state), [])
-    if restored:
-        checkpoint.restore_path(restored, made.contents)
-    replica_step = from_config.replica_step(config, network, state, table, replicas, None)
-    compiled = tf.function(replica_step, jit_compile=jit_compile)
-
-    @tf.function
-    def one_step(batch):
-        return strategy.run(compiled, args=(batch, tf.constant(0.0)))
-
-    for number in range(first, first + steps):
-
-        def share(context, number=number):
-            replica = context.replica_id_in_sync_group
-            return _batch(config, number, replica, replicas, poisoned == replica and number == first + steps - 1)
-
-        row = one_step(strategy.experimental_distribute_values_from_function(share))
-        made.rows.append(dict(zip(step.METRICS, strategy.experimental_local_results(row)[0].numpy(), strict=False)))
-    return made
-
-
-def _difference(one: _Run, other: _Run) -> float:
-    pairs = zip(one.values(), other.values(), strict=True)
-    return max(float(np.abs(a.astype(np.float64) - b).max()) for a, b in pairs)
+def _difference(one: list[np.ndarray], other: list[np.ndarray]) -> float:
+    return max(float(np.abs(a.astype(np.float64) - b).max()) for a, b in zip(one, other, strict=True))
 
 
 def _with(config: ConfigDict, **fields: object) -> ConfigDict:
@@ -167,74 +139,45 @@ def _with(config: ConfigDict, **fields: object) -> ConfigDict:
     return changed
 
 
-def _replicas_equal_one(config, table, strategy) -> Check:
-    config = _with(config, precision='float64')
-    difference = _difference(_train(config, table, strategy), _train(config, table, tf.distribute.get_strategy()))
+def _equal(name: str, trainings: list[_Training], remedy: str) -> Check:
+    for training in trainings:
+        while training.state.step.numpy() < _STEPS:
+            training.take_step(int(training.state.step.numpy()))
+    difference = _difference(*(training.values() for training in trainings))
+    found = f'largest difference {difference:.1e} after {_STEPS} steps in float64'
+    return Check(name, difference < _EQUAL, found, remedy)
+
+
+def _restored_goes_on_the_same(training: _Training) -> Check:
+    with tempfile.TemporaryDirectory() as folder:  # each process of its own
+        path = checkpoint.save(folder, training.contents, step=_STEPS, keep=1)
+        ends = []
+        for _ in range(2):
+            training.take_step(_STEPS)
+            ends.append(training.values())
+            checkpoint.restore_path(path, training.contents)
+    difference = _difference(*ends)
     return Check(
-        f'{strategy.num_replicas_in_sync} devices train as one',
+        'a step taken again after restoring gives the same',
         difference < _EQUAL,
-        f'largest difference {difference:.1e} after {_STEPS} steps in float64',
-        'The devices do not sum alike: update the driver and NCCL, or try NCCL_P2P_DISABLE=1.',
+        f'largest difference {difference:.1e}',
+        'Set config.runtime.deterministic=True.',
     )
 
 
-def _overflows_are_withheld(config, table, strategy) -> Iterator[Check]:
-    config = _with(config, precision='float16')
-    before = _train(config, table, strategy, steps=_STEPS - 1)
-    for replica in range(strategy.num_replicas_in_sync):
-        after = _train(config, table, strategy, poisoned=replica)
-        last = after.rows[-1]
-        withheld = not last['finite'] and _difference(before, after) == 0 and after.spread() == 0
-        scale = float(_local(after.contents.state.scale)[0])
+def _overflows_are_withheld(training: _Training) -> Iterator[Check]:
+    for replica in range(training.replicas):
+        training.take_step(2 * replica)
+        before = training.values()
+        metrics = training.take_step(2 * replica + 1, poisoned=replica)
+        withheld = not metrics['finite'] and _difference(before, training.values()) == 0 and training.spread() == 0
+        scale = float(_local(training.state.scale)[0])
         yield Check(
             f'an overflow on device {replica} is withheld on all',
-            withheld and scale == last['loss_scale'] / 2,
-            f'loss scale {last["loss_scale"]:g} -> {scale:g}, weights {"kept" if withheld else "CHANGED"}',
+            withheld and scale == metrics['loss_scale'] / 2,
+            f'loss scale {metrics["loss_scale"]:g} -> {scale:g}, weights {"kept" if withheld else "CHANGED"}',
             'Use config.precision=bfloat16 or float32.',
         )
-
-
-def _recomputation_changes_nothing(config, table, strategy) -> Check:
-    runs = [
-        _train(_with(config, precision='float64', runtime__recompute=recompute), table, strategy)
-        for recompute in (False, True)
-    ]
-    difference = _difference(*runs)
-    return Check(
-        'recomputed activations give the same',
-        difference < _EQUAL,
-        f'largest difference {difference:.1e} after {_STEPS} steps in float64',
-        'Leave config.runtime.recompute=False.',
-    )
-
-
-def _compiled_equals_plain(config, table) -> Check:
-    """On one device, whose step holds no collectives."""
-    config = _with(config, precision='float64')
-    alone = tf.distribute.get_strategy()
-    difference = _difference(_train(config, table, alone), _train(config, table, alone, jit_compile=True))
-    return Check(
-        'the compiled step gives the same',
-        difference < _EQUAL,
-        f'largest difference {difference:.1e} after {_STEPS} steps in float64',
-        'Set config.runtime.jit_compile=off.',
-    )
-
-
-def _restored_equals_saved(config, table, strategy) -> Check:
-    config = _with(config, precision='float64')
-    whole = _train(config, table, strategy)
-    with tempfile.TemporaryDirectory() as folder:  # each process of its own
-        part = _train(config, table, strategy, steps=_STEPS - 1)
-        path = checkpoint.save(folder, part.contents, step=_STEPS - 1, keep=1)
-        resumed = _train(config, table, strategy, steps=1, first=_STEPS - 1, restored=path)
-    difference = _difference(whole, resumed)
-    return Check(
-        'a saved and restored run goes on the same',
-        difference < _EQUAL,
-        f'largest difference {difference:.1e} to the run that was not interrupted',
-        'Set config.runtime.deterministic=True if it is to be exact.',
-    )
 
 
 def _bandwidth(strategy) -> Check:

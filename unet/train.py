@@ -14,7 +14,7 @@ import hashlib
 import os
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 
 import numpy as np
@@ -25,6 +25,7 @@ from data_prep import labels, records
 from launch import entry
 from unet import (
     checkpoint,
+    checks,
     cluster,
     console,
     from_config,
@@ -84,23 +85,20 @@ def train_and_evaluate(
         chief = group.rank == 0
         if not chief:  # several hosts speak once
             until_the_end.enter_context(contextlib.redirect_stdout(until_the_end.enter_context(open(os.devnull, 'w'))))
-        group.agree('the code', _digest_of_code(), 'install the same version on all hosts')
-        group.agree('the config', config.to_json(), 'give all ranks the same --config and flags')
-        for split in (train_split, eval_split):
-            group.agree(f'the split {split.name}', split.digest(), 'give all ranks the same records')
+        agree(group, config, [train_split, eval_split])
         strategy = cluster.make_strategy(
             runtime.virtual_devices, workers, peer_seconds=runtime.peer_seconds, stall_seconds=runtime.stall_seconds
         )
         stop.listen()
         stop.check()
         replicas = strategy.num_replicas_in_sync
-        _check_share(config, replicas)
+        _check(checks.before_training(config, run, data_dir, strategy))
         if chief:
             until_the_end.enter_context(workdir.lease(run, check=stop.check))
         if runtime.microbatches == 0:
             config = config.copy_and_resolve_references()
             config.runtime.microbatches = _settled_microbatches(config, run, table, replicas, class_pixels, group)
-        _check_batch(config, replicas)
+            _check([checks.batch(config, replicas)])
         if chief:
             workdir.record_config(run, config, accept_change=accept_config_change)
             records.write_atomically(os.path.join(run, labels.FILE), labels.to_json(table))
@@ -196,21 +194,24 @@ def _settled_microbatches(
     return max(group.gather(ours))
 
 
-def _check_share(config: ConfigDict, replicas: int) -> None:
-    if config.global_batch % replicas:
-        raise entry.Failure(
-            entry.BAD_CONFIG,
-            f'config.global_batch={config.global_batch} does not divide over {replicas} devices: the next that does is '
-            f'{-(-config.global_batch // replicas) * replicas}',
-        )
+def agree(group: peers.Peers, config: ConfigDict, splits: list[records.Split]) -> None:
+    """Raises Failure BAD_CONFIG unless all ranks have the same code, config and data."""
+    group.agree('the code', _digest_of_code(), 'install the same version on all hosts')
+    group.agree('the config', config.to_json(), 'give all ranks the same --config and flags')
+    for split in splits:
+        group.agree(f'the split {split.name}', split.digest(), 'give all ranks the same records')
 
 
-def _check_batch(config: ConfigDict, replicas: int) -> None:
-    if config.global_batch // replicas % config.runtime.microbatches:
+def _check(found: Iterable[checks.Check]) -> None:
+    """Raises Failure with all that is wrong; says what may go wrong."""
+    failed = [check for check in found if not check.passed]
+    for check in failed:
+        if check.status == entry.OK:
+            print(check, flush=True)
+    fatal = [check for check in failed if check.status]
+    if fatal:
         raise entry.Failure(
-            entry.BAD_CONFIG,
-            f'config.runtime.microbatches={config.runtime.microbatches} does not divide the '
-            f'{config.global_batch // replicas} images per device',
+            fatal[0].status, '\n'.join(f'{check.name}: {check.found}. {check.remedy}' for check in fatal)
         )
 
 

@@ -1,0 +1,82 @@
+"""Checks everything that can be checked before a long run, one line each; fails if any of them does.
+
+    python -m unet.preflight --config=configs/cityscapes.py --data_dir=data/cityscapes --workdir=runs/cityscapes
+
+With --selfcheck it also trains a small network on the devices at hand, to prove that N of them train as one, that an
+overflow on any of them is withheld on all, that compiled, recomputed and restored steps give the same, and to measure
+the all-reduce. On several hosts, start it as unet.main is started: it is `--module=unet.preflight` of the launchers.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+
+from absl import flags
+from ml_collections import config_flags
+
+from configs import default
+from launch import entry
+
+_CONFIG = config_flags.DEFINE_config_file('config', None, 'Config file, e.g. configs/cityscapes.py; required.')
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; default runs/<config name>.')
+_DATA_DIR = flags.DEFINE_string('data_dir', 'data/cityscapes', 'Record folder.')
+_SELFCHECK = flags.DEFINE_bool('selfcheck', False, 'Train a small network on these devices too; takes minutes.')
+_JSON = flags.DEFINE_bool('json', False, 'Print one JSON object per check.')
+
+
+def main() -> int:
+    if _CONFIG.value is None:
+        raise entry.Failure(entry.BAD_USAGE, 'pass --config, e.g. --config=configs/cityscapes.py')
+    config = _CONFIG.value
+    problems = default.validate(config)
+    if problems:
+        raise entry.Failure(entry.BAD_CONFIG, '\n'.join(problems))
+    name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS['config'])).stem
+    run = _WORKDIR.value or os.path.join('runs', name)
+
+    with entry.quiet_import():
+        from data_prep import records
+        from unet import checks, cluster, peers, selfcheck, train
+
+    failed = []
+
+    def tell(check: checks.Check) -> None:
+        if not check.passed:
+            failed.append(check)
+        print(json.dumps(dataclasses.asdict(check)) if _JSON.value else check, flush=True)
+
+    workers = cluster.workers(os.environ)
+    with contextlib.ExitStack() as until_the_end:
+        group = until_the_end.enter_context(
+            peers.meet(workers.addresses, workers.rank, peer_seconds=config.runtime.peer_seconds)
+        )
+        if group.rank:
+            until_the_end.enter_context(contextlib.redirect_stdout(until_the_end.enter_context(open(os.devnull, 'w'))))
+        tell(checks.Check('workers', True, f'{workers.count}, each reached by each other'))
+        split = records.read_split(_DATA_DIR.value, '+'.join(config.data.train_splits))
+        train.agree(group, config, [split])
+        tell(checks.Check('agreement', True, 'code, config and data are the same on all workers'))
+        strategy = cluster.make_strategy(
+            config.runtime.virtual_devices,
+            workers,
+            peer_seconds=config.runtime.peer_seconds,
+            stall_seconds=config.runtime.stall_seconds,
+        )
+        devices = f'{strategy.num_replicas_in_sync} {"GPU" if entry.visible_gpus() else "CPU"} device(s)'
+        tell(checks.Check('devices', True, f'{devices}; the driver shows {len(entry.visible_gpus())} GPU(s) here'))
+        ours = list(checks.before_training(config, run, _DATA_DIR.value, strategy))
+        for rank, theirs in enumerate(group.gather([dataclasses.asdict(check) for check in ours])):
+            for check in map(lambda fields: checks.Check(**fields), theirs):
+                if rank == 0 or not check.passed:
+                    tell(dataclasses.replace(check, name=f'{check.name} on {group.name(rank)}') if rank else check)
+        if _SELFCHECK.value:
+            for check in selfcheck.run(config, records.read_label_table(_DATA_DIR.value), strategy):
+                tell(check)
+        group.gather(None)
+    return next((check.status for check in failed if check.status), entry.OK)
+
+
+if __name__ == '__main__':
+    entry.run(main)
