@@ -1,9 +1,10 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from configs import default
-from unet import model
+from unet import estimate, model
 
 
 @pytest.mark.parametrize('depth', [3, 4, 5, 6])
@@ -59,3 +60,63 @@ def test_weights_are_a_function_of_the_seed():
     config.model.width, config.model.depth = 2, 3
     weights = [from_config.network(config, labels.CITYSCAPES, replicas=1).get_weights() for _ in range(2)]
     assert all(np.array_equal(a, b) for a, b in zip(*weights, strict=True))
+
+
+OPTIONS = [
+    {},
+    {'up': 'resize', 'residual': True, 'norm': 'group', 'skip': 'add'},
+    {'up': 'resize', 'residual': True, 'padding': 'valid'},
+    {'auxiliary': True, 'norm': 'none', 'padding': 'valid'},
+]
+
+
+@pytest.mark.parametrize('options', OPTIONS)
+def test_recomputation_changes_nothing_and_statistics_are_updated_once(options):
+    images = np.random.default_rng(0).uniform(-1, 1, (2, 60, 60, 3))
+    results = []
+    for recompute in (False, True):
+        keras.utils.set_random_seed(1)
+        network = model.unet(5, width=4, depth=3, precision='float64', recompute=recompute, **options)
+
+        @tf.function
+        def gradients(network=network):
+            with tf.GradientTape() as tape:
+                outputs = tf.nest.flatten(network(images, training=True))
+                loss = tf.add_n([tf.reduce_mean(output**2) for output in outputs])
+            return tape.gradient(loss, [variable.value for variable in network.trainable_variables])
+
+        results.append([*gradients(), *(variable.value for variable in network.non_trainable_variables)])
+    for kept, recomputed in zip(*results, strict=True):
+        np.testing.assert_allclose(kept, recomputed, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize('options', OPTIONS)
+def test_the_estimate_counts_every_parameter(options):
+    config = default.get_config()
+    config.model.width, config.model.depth, config.data.crop = 4, 3, (60, 60)
+    for name, value in options.items():
+        if name != 'auxiliary':
+            config.model[name] = value
+    config.loss.auxiliary = 0.4 if options.get('auxiliary') else 0.0
+    network = model.unet(19, width=4, depth=3, **options)
+    expected = sum(int(np.prod(variable.shape)) for variable in network.trainable_variables)
+    cost = estimate.cost(config, num_classes=19)
+    assert cost.parameters == expected
+    config.runtime.recompute = True
+    less = estimate.cost(config, num_classes=19)
+    assert less.activation_bytes < 0.5 * cost.activation_bytes and less.parameters == cost.parameters
+    most = estimate.largest_microbatch(cost, memory := 10 * 2**20)
+    assert estimate.step_bytes(cost, most) <= memory < estimate.step_bytes(cost, most + 1)
+
+
+def test_doubling_is_bilinear_interpolation():
+    images = np.random.default_rng(0).uniform(-1, 1, (2, 5, 7, 3)).astype(np.float32)
+    np.testing.assert_allclose(model.BilinearDouble()(images), tf.image.resize(images, (10, 14)), atol=1e-6)
+
+
+def test_inference_needs_neither_dropout_nor_the_auxiliary_head():
+    network = model.unet(5, width=4, depth=3, dropout=True, auxiliary=True)
+    images = np.random.default_rng(0).uniform(-1, 1, (2, 32, 48, 3)).astype(np.float32)
+    logits, auxiliary = network([images, np.ones((2, 1, 1, model.bottom_channels(4, 3)))])
+    assert auxiliary.shape == (2, 16, 24, 5)
+    np.testing.assert_array_equal(model.for_inference(network)(images), logits)
