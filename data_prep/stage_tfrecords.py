@@ -4,7 +4,8 @@
 
 Every shard is compared with the manifest's digest as it is copied, and has its name only once it is whole; killed and
 started again, it copies what is missing. --splits leaves the shards of other splits where they are, and so does a disk
-that is too small for more: the folder then holds links to them, and is complete all the same.
+that is too small for more: the folder then holds links to them, and is complete all the same. There are no links to
+gs:// and the like: of these, other splits are left out, and a disk that is too small is an error.
 """
 
 import concurrent.futures
@@ -17,6 +18,8 @@ import shutil
 from collections.abc import Iterator
 
 from absl import flags
+from etils import epath
+from etils.epath import stat_utils
 
 from data_prep import records
 from launch import entry
@@ -33,7 +36,9 @@ _CHUNK = 1 << 22  # bytes read at a time
 def main() -> None:
     if _TO.value is None:
         raise entry.Failure(entry.BAD_USAGE, 'pass --to, a folder on a local disk')
-    source, target = pathlib.Path(_DATA_DIR.value).absolute(), pathlib.Path(_TO.value).absolute()
+    target = pathlib.Path(_TO.value).absolute()
+    source = epath.Path(_DATA_DIR.value)
+    source = source if records.is_remote(source) else epath.Path(os.path.abspath(source))
     copied, kept, linked = stage(source, target, _SPLITS.value, round(_LEAVE_FREE.value * 1e9), _WORKERS.value)
     print(
         f'{target}: {copied} shards copied from {source}, {kept} were there already'
@@ -42,7 +47,7 @@ def main() -> None:
     )
 
 
-def stage(source: pathlib.Path, target: pathlib.Path, splits: list[str], leave_free: int, workers: int) -> tuple:
+def stage(source: epath.Path, target: pathlib.Path, splits: list[str], leave_free: int, workers: int) -> tuple:
     """Makes `target` a complete copy of the record folder `source`, with links for shards that are not copied.
 
     Args:
@@ -58,7 +63,7 @@ def stage(source: pathlib.Path, target: pathlib.Path, splits: list[str], leave_f
       Failure: MISSING_INPUT if there is no such folder or split, BAD_DATA if a shard differs from the manifest,
         NO_STORAGE if `target` cannot be written to.
     """
-    if source == target:
+    if str(source) == str(target):
         raise entry.Failure(entry.BAD_USAGE, f'--to={target} is --data_dir itself')
     records.check_complete(source)
     sizes = records.split_sizes(source)
@@ -75,18 +80,25 @@ def stage(source: pathlib.Path, target: pathlib.Path, splits: list[str], leave_f
         for leftover in target.glob('.*.tmp'):
             leftover.unlink()
         wanted = {file for split, files in shards.items() if not splits or split in splits for file in files}
-        there = {file for file in wanted if _is_copy(target / file, source / file)}
+        originals = {file: (source / file).stat() for files in shards.values() for file in files}
+        there = {file for file in wanted if _is_copy(target / file, originals[file])}
         todo, linked = [], []
         free = shutil.disk_usage(target).free - leave_free
-        for file in (file for files in shards.values() for file in files):
-            size = (source / file).stat().st_size
-            if file in there:
-                continue
-            if file in wanted and size <= free:
+        for file, original in originals.items():
+            if file in wanted and file not in there and original.length <= free:
                 todo.append(file)
-                free -= size
-            elif not _is_copy(target / file, source / file):
+                free -= original.length
+            elif not _is_copy(target / file, original):
                 linked.append(file)
+        left = len(wanted) - len(there) - len(todo)
+        if records.is_remote(source):
+            if left:
+                raise entry.Failure(
+                    entry.NO_STORAGE,
+                    f'{target}: its disk has no room for {left} of {len(wanted)} shards. Pass fewer --splits, or train '
+                    f'from {source} itself.',
+                )
+            linked = []
         for file in linked:
             _link(source / file, target / file)
         with concurrent.futures.ThreadPoolExecutor(workers) as pool:
@@ -101,12 +113,12 @@ def stage(source: pathlib.Path, target: pathlib.Path, splits: list[str], leave_f
         names = sorted(path.name for path in source.glob('*.json'))
         for name in sorted(names, key=lambda name: name == records.DATASET_INFO):
             records.write_atomically(target / name, (source / name).read_bytes())
-        if left := len(wanted) - len(there) - len(todo):
+        if left:
             print(f'{target}: its disk has no room for {left} shards; they are read from {source}', flush=True)
     return len(todo), len(there), len(linked)
 
 
-def _shards(source: pathlib.Path, splits: list[str]) -> tuple[dict[str, list[str]], dict[str, str]]:
+def _shards(source: epath.Path, splits: list[str]) -> tuple[dict[str, list[str]], dict[str, str]]:
     """Shard files by split; their digests, which a folder that TFDS built does not have."""
     manifest = records.read_manifest(source)
     if manifest is None:
@@ -119,23 +131,22 @@ def _shards(source: pathlib.Path, splits: list[str]) -> tuple[dict[str, list[str
     return {name: [shard['file'] for shard in split] for name, split in listed.items()}, digests
 
 
-def _is_copy(path: pathlib.Path, source: pathlib.Path) -> bool:
+def _is_copy(path: pathlib.Path, original: stat_utils.StatResult) -> bool:
     """Whether a shard was copied before: it has its name only since it was compared with its digest, and the time of
     its source, so that a folder that was built anew is copied anew."""
     if path.is_symlink() or not path.exists():
         return False
-    copy, original = path.stat(), source.stat()
-    return (copy.st_size, copy.st_mtime_ns) == (original.st_size, original.st_mtime_ns)
+    return (path.stat().st_size, int(path.stat().st_mtime)) == (original.length, int(original.mtime))
 
 
-def _link(source: pathlib.Path, target: pathlib.Path) -> None:
+def _link(source: epath.Path, target: pathlib.Path) -> None:
     if target.is_symlink() and os.readlink(target) == str(source):
         return
     target.unlink(missing_ok=True)
     target.symlink_to(source)
 
 
-def _copy(source: pathlib.Path, target: pathlib.Path, digest: str | None) -> None:
+def _copy(source: epath.Path, target: pathlib.Path, digest: str | None) -> None:
     temporary = target.parent / f'.{target.name}.tmp'
     found = hashlib.sha256()
     with source.open('rb') as reader, temporary.open('wb') as writer:
@@ -150,8 +161,8 @@ def _copy(source: pathlib.Path, target: pathlib.Path, digest: str | None) -> Non
             f'{source}: its SHA-256 is {found.hexdigest()[:12]}…, {records.MANIFEST} says {digest[:12]}…. Run '
             'python -m data_prep.verify_tfrecords, then build the folder again or copy it again.',
         )
-    times = source.stat()
-    os.utime(temporary, ns=(times.st_atime_ns, times.st_mtime_ns))
+    modified = int(source.stat().mtime)
+    os.utime(temporary, (modified, modified))
     temporary.replace(target)
 
 

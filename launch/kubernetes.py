@@ -271,7 +271,7 @@ def _volumes(planned: plan.Plan) -> tuple[list[dict], list[dict]]:
             volumes.append({'name': 'stage', 'emptyDir': {}})
             mounts.append({'name': 'stage', 'mountPath': stage_dir})
     needed = {'workdir': (planned.workdir, True)}
-    if planned.module.startswith(('unet.', 'data_prep.')):
+    if planned.module.startswith(('unet.', 'data_prep.')) and '://' not in plan.DATA_DIR.value:
         needed['data_dir'] = (plan.DATA_DIR.value, planned.data_prep)
     for name, (path, written) in needed.items():
         mount = mount_of(path)

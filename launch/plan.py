@@ -115,16 +115,19 @@ def from_flags(arguments: list[str], *, python: str, workers: int, gpus: int, da
             command.check(module, point.applied_to(arguments), workers=workers, devices=workers * max(gpus, 1))
         config = command.read_config(arguments) if module == 'unet.main' else None
 
-    source = os.path.abspath(DATA_DIR.value)
+    remote = '://' in DATA_DIR.value
+    source = DATA_DIR.value if remote else os.path.abspath(DATA_DIR.value)
     workdir = os.path.abspath(WORKDIR.value or os.path.join('runs', _default_name(module, arguments)))
-    if '://' in workdir or '://' in DATA_DIR.value:
-        raise entry.Failure(entry.BAD_USAGE, '--workdir and --data_dir: launchers take folders, not gs:// and the like')
+    if '://' in (WORKDIR.value or ''):
+        raise entry.Failure(
+            entry.BAD_USAGE, f'--workdir={WORKDIR.value}: a run writes to a folder, not to gs:// and the like'
+        )
     splits = (*config.data.train_splits, config.data.eval_split) if config else ()
-    if module.startswith('unet.') and data_is_here:
+    if module.startswith('unet.') and data_is_here and not remote:
         command.check_data(source, splits, workers)
     for argument in arguments:
         flag, _, folder = argument.partition('=')
-        if data_is_here and flag == '--cityscapes_dir' and not os.path.isdir(folder):
+        if data_is_here and flag == '--cityscapes_dir' and not ('://' in folder or os.path.isdir(folder)):
             raise entry.Failure(entry.MISSING_INPUT, f'{argument}: no such folder (seen from {os.getcwd()})')
     data_dir, stage = source, []
     if _STAGE_DIR.value:
@@ -133,7 +136,7 @@ def from_flags(arguments: list[str], *, python: str, workers: int, gpus: int, da
         wanted = _STAGE_SPLITS.value or list(dict.fromkeys(splits))
         # A name of its own for every source, so that jobs that share a node share what is the same and no more.
         digest = hashlib.sha256(os.fsencode(source)).hexdigest()[:8]
-        data_dir = os.path.join(os.path.abspath(_STAGE_DIR.value), f'{os.path.basename(source)}-{digest}')
+        data_dir = os.path.join(os.path.abspath(_STAGE_DIR.value), f'{os.path.basename(source.rstrip("/"))}-{digest}')
         stage = [python, '-m', 'data_prep.stage_tfrecords', f'--data_dir={source}', f'--to={data_dir}']
         stage += [f'--splits={",".join(wanted)}'] if wanted else []
     runs = []

@@ -186,7 +186,7 @@ def _container(planned: plan.Plan) -> tuple[list[str], list[str]]:
         here += [flag.partition('=')[2] for flag in planned.stage if flag.startswith('--data_dir=')]
         here[2] = os.path.dirname(planned.data_dir)
     mounts = [mount if ':' in mount else f'{mount}:{mount}' for mount in _MOUNT.value]
-    for place in dict.fromkeys(here):
+    for place in dict.fromkeys(place for place in here if '://' not in place):
         if re.search('[:,]', place):
             raise entry.Failure(entry.BAD_USAGE, f'{place}: a folder with a colon or comma cannot be mounted')
         mounts.append(f'{place}:{place}')

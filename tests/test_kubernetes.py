@@ -78,6 +78,7 @@ def test_every_combination_of_flags_gives_valid_manifests(tmp_path):
             continue  # each extra alone with each kind and size; all of them with everything
         commands.append([*BASE, *workers, kind, *stage, *sweep, *extras, '--', *CONFIG])
     commands.append([*BASE, '--module=data_prep.build_tfrecords', '--', '--cityscapes_dir=/data/raw'])
+    commands.append([*BASE, '--data_dir=gs://bucket/c', '--stage_dir=/nvme', '--', *CONFIG])
     seen = set()
     for command, (status, text, complaint) in zip(commands, render(tmp_path, commands), strict=True):
         assert status == 0, (command, complaint)

@@ -9,7 +9,7 @@ from etils import epath
 from etils.epath import backend, gpath
 from fsspec.implementations import memory
 
-from data_prep import building, images, records, shards, sources, verification
+from data_prep import building, images, records, shards, sources, stage_tfrecords, verification
 from launch import entry
 from tests import trees
 
@@ -158,3 +158,14 @@ def test_remote_mistakes_are_named(local, bucket):
     plan = json.loads((bucket / 'records' / records.PLAN).read_text())
     assert plan['flags']['image_format'] == 'source'
     assert not building.read_notes(bucket / 'records').keys() & {'cityscapes-validation.tfrecord-00000-of-00001'}
+
+
+def test_records_are_staged_to_this_disk(local, bucket, tmp_path):
+    upload(local / 'records', bucket)
+    assert stage_tfrecords.stage(bucket, tmp_path / 'copy', ['train'], 0, 1) == (3, 0, 0)
+    assert stage_tfrecords.stage(bucket, tmp_path / 'copy', ['train'], 0, 1) == (0, 3, 0)
+    left, right = (records.read_split(folder, 'train') for folder in (local / 'records', tmp_path / 'copy'))
+    assert [records.read_example(left, n) for n in range(3)] == [records.read_example(right, n) for n in range(3)]
+    with pytest.raises(entry.Failure, match='no room for 3 of 3 shards') as failure:
+        stage_tfrecords.stage(bucket, tmp_path / 'other', ['train'], 1 << 60, 1)
+    assert failure.value.status == entry.NO_STORAGE
