@@ -266,9 +266,15 @@ def test_a_sweep_is_an_array_with_a_workdir_for_each_point(cluster, tmp_path):
 
 def test_a_run_on_two_nodes_survives_signal_preemption_and_time_limit_bit_by_bit(cluster, data_dir, tmp_path):
     """Each stops the run at some step, and it ends with the weights of a run that nothing happened to."""
-    settings = {'num_steps': 150, 'eval.every_steps': 150, 'checkpoint.every_steps': 1000, 'log.every_steps': 5}
-    rest = [flag for flag in tiny.train_command('', '') if flag.startswith('--config')]
-    rest += [f'--config.{name}={value}' for name, value in settings.items()]
+    # Slurm looks at time limits twice a minute: the run's length is settled once all has happened to it.
+    length, config = tmp_path / 'length', tmp_path / 'config.py'
+    length.write_text('1000000')
+    config.write_text(
+        'from configs import default\n\n\ndef get_config():\n    config = default.get_config()\n'
+        f'    config.num_steps = int(open({str(length)!r}).read())\n    return config\n'
+    )
+    settings = tiny.SMALL_RUN | {'eval.every_steps': 10**6, 'checkpoint.every_steps': 10**6, 'log.every_steps': 5}
+    rest = [f'--config={config}', *(f'--config.{k}={v}' for k, v in settings.items() if k != 'num_steps')]
     flags = ['--nodes=2', '--gpus_per_node=0', f'--data_dir={data_dir}', '--time=30', '--stop_before=170']
     staged = f'--stage_dir={tmp_path / "nvme"}'  # of the undisturbed run alone: it makes no difference
     undisturbed, workdir = tmp_path / 'undisturbed', tmp_path / 'run'
@@ -298,14 +304,16 @@ def test_a_run_on_two_nodes_survives_signal_preemption_and_time_limit_bit_by_bit
     command('scontrol', 'update', f'JobId={job}', f'TimeLimit={60 * int(used[0]) + int(used[1]) + 2}')
     wait_for(lambda: state() == 'PENDING')
     command('scontrol', 'update', f'JobId={job}', 'TimeLimit=30')
+    restarts = [int(step) for step in re.findall(r'0: .*stopped on request after step (\d+)', log.read_text())]
+    assert len(restarts) == 3 and restarts == sorted(set(restarts))
+    last = restarts[-1] + 10
+    length.write_text(str(last))
     assert slurm(cluster, f'--workdir={workdir}', '--follow', check=0).stdout.count('requeued to go on') == 3
     assert re.search('restarts 3 .*exit status 0', slurm(cluster, f'--workdir={workdir}', '--status', check=0).stdout)
-    restarts = re.findall(r'stopped on request after step (\d+)', log.read_text())
-    assert len(set(restarts)) == 3 and [int(step) for step in restarts] == sorted(map(int, restarts))
 
     slurm(cluster, *flags, staged, f'--workdir={undisturbed}', '--wait', rest=rest, check=0)
     assert 'shards copied from' in (undisturbed / 'slurm.log').read_text()
-    left, right = (tiny.checkpoint_values(run / 'checkpoints/ckpt-150') for run in (undisturbed, workdir))
+    left, right = (tiny.checkpoint_values(run / 'checkpoints' / f'ckpt-{last}') for run in (undisturbed, workdir))
     assert left.keys() == right.keys()
     for name in left:
         np.testing.assert_array_equal(left[name], right[name], err_msg=name)
