@@ -21,6 +21,7 @@ from ml_collections import ConfigDict, config_flags
 from configs import default
 from launch import entry
 
+WITH_CONFIG = ('unet.main', 'unet.preflight')  # programs that are given a --config
 RUN_AGAIN = (entry.STOPPED, entry.PEER_LOST)
 TERMINATED = 143  # by SIGTERM, before the program could answer it
 
@@ -120,12 +121,12 @@ def check(module: str, arguments: list[str], *, workers: int, devices: int) -> N
         raise entry.Failure(
             entry.BAD_USAGE, f'--module={module} uses all cores of one host: ask for one worker, not {workers}'
         )
-    if module != 'unet.main':
+    if module not in WITH_CONFIG:
         return
     config = read_config(arguments)
     if config is None:
         raise entry.Failure(
-            entry.BAD_USAGE, 'unet.main needs a config: end the line with -- --config=configs/cityscapes.py'
+            entry.BAD_USAGE, f'{module} needs a config: end the line with -- --config=configs/cityscapes.py'
         )
     problems = default.validate(config)
     if not problems and config.global_batch % devices:
@@ -143,10 +144,18 @@ def check(module: str, arguments: list[str], *, workers: int, devices: int) -> N
 
 
 def check_data(data_dir: str, splits: tuple[str, ...], workers: int) -> None:
-    """Looks at a record folder that is reachable from here: finished, the splits there, and shards enough.
+    """Looks at a record folder that is reachable from here: finished, the splits there, images enough for the workers.
+
+    More workers than shards are worth a line on stderr: each worker reads its own records wherever they are, but then
+    several read the same files.
+
+    Args:
+      data_dir: the folder.
+      splits: those to train on and, last, the one to evaluate on; empty if that is not known.
+      workers: number of processes.
 
     Raises:
-      Failure: MISSING_INPUT or BAD_DATA.
+      Failure: MISSING_INPUT, BAD_DATA or BAD_CONFIG.
     """
     folder = pathlib.Path(data_dir)
     info = folder / 'dataset_info.json'
@@ -161,7 +170,7 @@ def check_data(data_dir: str, splits: tuple[str, ...], workers: int) -> None:
             'data_prep.build_tfrecords, or --data_elsewhere if only the cluster sees it.',
         )
     try:
-        found = {split['name']: len(split['shardLengths']) for split in json.loads(info.read_text())['splits']}
+        found = {split['name']: split['shardLengths'] for split in json.loads(info.read_text())['splits']}
     except (ValueError, KeyError, TypeError) as error:
         raise entry.Failure(entry.BAD_DATA, f'{info}: cannot be read ({error}). Build the folder again.') from error
     for split in splits:
@@ -169,12 +178,16 @@ def check_data(data_dir: str, splits: tuple[str, ...], workers: int) -> None:
             raise entry.Failure(
                 entry.MISSING_INPUT, f'{data_dir}: no split {split!r}; it holds {", ".join(found) or "none"}'
             )
-    shards = sum(found[split] for split in splits)
-    if splits and workers > shards:
+    train = [int(images) for split in splits[:-1] for images in found[split]]
+    if splits and workers > sum(train):
         raise entry.Failure(
-            entry.BAD_CONFIG,
-            f'{data_dir}: {workers} workers, and only {shards} shards of {"+".join(splits)}. Ask for at most {shards} '
-            'workers, or build the records in more shards.',
+            entry.BAD_CONFIG, f'{data_dir}: {workers} workers, and only {sum(train)} images to train on. Use fewer.'
+        )
+    if splits and workers > len(train):
+        print(
+            f'{data_dir}: {workers} workers share {len(train)} shards of {"+".join(splits[:-1])}; more shards can be '
+            'read in parallel',
+            file=sys.stderr,
         )
 
 

@@ -113,7 +113,7 @@ def from_flags(arguments: list[str], *, python: str, workers: int, gpus: int, da
     else:
         for point in points or [command.Point('', ())]:
             command.check(module, point.applied_to(arguments), workers=workers, devices=workers * max(gpus, 1))
-        config = command.read_config(arguments) if module == 'unet.main' else None
+        config = command.read_config(arguments) if module in command.WITH_CONFIG else None
 
     remote = '://' in DATA_DIR.value
     source = DATA_DIR.value if remote else os.path.abspath(DATA_DIR.value)

@@ -194,6 +194,7 @@ def test_every_option_is_in_the_job(data_dir, tmp_path):
 def test_mistakes_are_found_before_anything_is_submitted(data_dir, tmp_path):
     config = ['--config=configs/default.py', '--config.global_batch=4']
     base = [f'--data_dir={data_dir}', f'--workdir={tmp_path}/run']
+    cpu = ['--gpus_per_node=0', *base]
     cases = [
         (64, 'could do nothing', ['--time=3', *base], config),
         (64, 'write minutes', ['--time=1h', *base], config),
@@ -209,20 +210,16 @@ def test_mistakes_are_found_before_anything_is_submitted(data_dir, tmp_path):
         (66, 'no dataset here', ['--data_dir=/nowhere', '--workdir=x'], config),
         (66, "no split 'test'", base, [*config, '--config.data.eval_split=test']),
         (66, 'no such folder', ['--module=data_prep.build_tfrecords', *base], ['--cityscapes_dir=/nowhere']),
-        (
-            78,
-            '5 workers, and only 4 shards',
-            ['--nodes=5', '--gpus_per_node=0', *base],
-            [*config, '--config.global_batch=5'],
-        ),
+        (78, '11 workers, and only 10 images', ['--nodes=11', *cpu], [*config, '--config.global_batch=11']),
+        (0, '5 workers share 2 shards', ['--nodes=5', *cpu], [*config, '--config.global_batch=5']),
         (78, 'does not divide over 16', ['--nodes=2', '--gpus_per_node=8', *base], config),
         (78, 'splits the CPU', ['--gpus_per_node=2', *base], [*config, '--config.runtime.virtual_devices=2']),
     ]
     commands = [[*flags, '--', *rest] for _, _, flags, rest in cases]
-    for (status, said, flags, _), result in zip(
-        cases, launching.dry_runs('slurm', tmp_path / 'out', commands), strict=True
-    ):
-        assert result[0] == status and said in result[2] and len(result[2].splitlines()) == 1, (flags, result)
+    results = launching.dry_runs('slurm', tmp_path / 'out', commands, PATH='/none')
+    for (status, said, flags, _), result in zip(cases, results, strict=True):
+        assert result[0] == status and said in result[2], (flags, result)
+        assert len(result[2].splitlines()) == (1 if status else 2), result  # the other says that Slurm was not asked
     assert not (tmp_path / 'run').exists()
 
 
