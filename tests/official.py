@@ -56,7 +56,7 @@ def scores(folder: pathlib.Path, images: list[tuple[np.ndarray, np.ndarray, np.n
     truths, predictions = [], []
     for number, (label_ids, instance_ids, predicted) in enumerate(images):
         names = [f'{number}_gtFine_labelIds.png', f'{number}_gtFine_instanceIds.png', f'{number}_pred.png']
-        for name, array in zip(names, (label_ids, instance_ids, predicted), strict=True):
+        for name, array in zip(names, (label_ids, instance_ids.astype(np.uint16), predicted), strict=True):
             Image.fromarray(array).save(folder / name, compress_level=0)
         truths.append(str(folder / names[0]))
         predictions.append(str(folder / names[2]))

@@ -30,7 +30,6 @@ def scored_from_records(folder, images, mirrored):
     return confusion, scores | instances.scores(np.concatenate(rows), confusion, labels.CITYSCAPES)
 
 
-@pytest.mark.filterwarnings('ignore:Saving I mode')
 def test_fifty_prediction_sets(tmp_path, scenes, mirrored):
     """Absent classes, predictions of void, images of all void, mixed sizes."""
     rng = np.random.default_rng(0)

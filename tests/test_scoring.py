@@ -63,6 +63,32 @@ def test_unlabelled_images_and_unknown_ids_are_refused(tmp_path, network, mirror
         )
 
 
+def test_a_request_to_stop_breaks_off_after_the_batch(tmp_path, network, mirrored):
+    split = records.read_split(tiny.write_folder(tmp_path, validation=tiny.scenes(5)), 'validation')
+    done = []
+    with pytest.raises(scoring.Interrupted):
+        scoring.confusion_of_split(
+            mirrored(1), predictor(network), split, num_ids=34, batch=1, tick=done.append, stop=lambda: len(done) >= 2
+        )
+    assert len(done) < 5
+
+
+def test_work_in_threads_keeps_its_order_and_shows_its_failures():
+    assert list(scoring.in_threads(lambda number, factor: number * factor, ((n, 2) for n in range(50)))) == list(
+        range(0, 100, 2)
+    )
+    done = []
+
+    def work(number):
+        done.append(number)
+        if number == 3:
+            raise entry.Failure(entry.BAD_DATA, 'the third')
+
+    with pytest.raises(entry.Failure, match='the third'):
+        list(scoring.in_threads(work, ((number,) for number in range(1000))))
+    assert len(done) < 100  # the rest is not even begun
+
+
 def test_a_prediction_does_not_depend_on_what_shares_its_batch(network):
     images = np.stack([tiny.scene((30, 50), seed)[0] for seed in range(3)])
     together = predictor(network)(tf.constant(images))

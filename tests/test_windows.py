@@ -3,8 +3,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from configs import default
+from data_prep import labels
 from tests import tiny
-from unet import inference, model, windows
+from unet import from_config, inference, model, windows
 
 REACH = 23  # a network of depth 3 sees no more than so many pixels to each side
 
@@ -95,3 +97,16 @@ def test_flipping_makes_predictions_of_mirror_images_mirror_images(network):
     np.testing.assert_allclose(both(image[:, :, ::-1])[:, :, ::-1], both(image), atol=1e-5)
     alone = logits(network)
     assert np.abs(alone(image[:, :, ::-1])[:, :, ::-1] - alone(image)).max() > 1e-3
+
+
+def test_an_unpadded_network_may_be_given_larger_tiles():
+    """What `--window` is for it; tiles lie edge to edge, so nothing is to be blended."""
+    config = default.get_config()
+    config.model.padding, config.model.norm, config.model.depth, config.model.width = 'valid', 'none', 3, 2
+    config.data.crop = (60, 60)
+    network = from_config.network(config, labels.CITYSCAPES, replicas=1)
+    image = image_of((90, 130))
+    usual = from_config.predictor(config, network, labels.CITYSCAPES)(image)
+    larger = from_config.predictor(config, network, labels.CITYSCAPES, tile=(100, 76))(image)
+    assert len(np.unique(usual)) > 1
+    assert np.mean(usual != larger) < 1e-3  # rounding

@@ -51,10 +51,8 @@ def main() -> None:
     scales = looking.parse_scales(_SCALES.value)
 
     with entry.quiet_import():
-        import numpy as np
-
         from data_prep import records
-        from unet import cluster, from_config, instances, peers, reporting, scoring, submission, tally, workdir
+        from unet import instances, scoring, stopping, submission, workdir
 
     config = workdir.read_config(_WORKDIR.value)
     looks = {'scales': scales, 'flip': _FLIP.value}
@@ -65,17 +63,30 @@ def main() -> None:
     scored = not _SUBMISSION_DIR.value or bool(split.labelled.all())
     if scored:
         scoring.check_labelled(split)
-    files = submission.paths(_SUBMISSION_DIR.value, split) if _SUBMISSION_DIR.value else None
-    if files:
+    if _SUBMISSION_DIR.value:
         submission.prepare(_SUBMISSION_DIR.value, split, records.read_manifest(_DATA_DIR.value))
-    instance_files = (
-        instances.find(_CITYSCAPES_DIR.value, split.image_ids) if _CITYSCAPES_DIR.value and scored else None
-    )
+    instance_files = None
+    if _CITYSCAPES_DIR.value and scored:
+        instance_files = instances.find(_CITYSCAPES_DIR.value, split.image_ids)
+    with stopping.StopRequest(config.runtime.grace_seconds) as stop:
+        try:
+            _evaluate(config, split, looks, scored, instance_files, stop)
+        except scoring.Interrupted:
+            raise entry.Failure(
+                entry.STOPPED, 'stopped on request; nothing was scored, the same command starts over'
+            ) from None
+
+
+def _evaluate(config, split, looks: dict, scored: bool, instance_files: dict | None, stop) -> None:
+    """Predicts the split, on all processes, and writes what was asked for."""
+    import tensorflow as tf
+
+    from unet import cluster, from_config, instances, peers, reporting, scoring, submission, tally
 
     workers, runtime = cluster.workers(os.environ), config.runtime
     with contextlib.ExitStack() as until_the_end:
         group = until_the_end.enter_context(
-            peers.meet(workers.addresses, workers.rank, peer_seconds=runtime.peer_seconds)
+            peers.meet(workers.addresses, workers.rank, peer_seconds=runtime.peer_seconds, check=stop.check)
         )
         if group.rank:  # several processes speak once
             until_the_end.enter_context(contextlib.redirect_stdout(until_the_end.enter_context(open(os.devnull, 'w'))))
@@ -83,38 +94,54 @@ def main() -> None:
         strategy = cluster.make_strategy(
             runtime.virtual_devices, workers, peer_seconds=runtime.peer_seconds, stall_seconds=runtime.stall_seconds
         )
+        stop.listen()
         with strategy.scope():
             config, table, network, path = from_config.trained(_WORKDIR.value, _CHECKPOINT.value)
         group.agree('the checkpoint', path, 'the workdir must be on a filesystem that all hosts share')
         if instance_files:
             instances.check_classes(table)
+        batch = _BATCH.value or config.eval.batch
         compiled = from_config.jit_compile(config, strategy.num_replicas_in_sync)
         found = scoring.predictions(
             strategy,
             from_config.predictor(config, network, table, **looks, jit_windows=compiled),
             split,
-            batch=_BATCH.value or config.eval.batch,
+            batch=batch,
             jit_compile=compiled and 'window' not in looks,
+            stop=lambda: bool(stop),
         )
+        files = submission.paths(_SUBMISSION_DIR.value, split) if _SUBMISSION_DIR.value else None
 
-        def deal_with(example: int, truth: np.ndarray, prediction: np.ndarray) -> dict | None:
+        def deal_with(example: int, truth, prediction) -> dict | None:
             if files:
                 submission.write(files[example], prediction)
-            return (
-                tally.of_image(split.image_ids[example], truth, prediction, table, instance_files) if scored else None
-            )
+            if scored:
+                return tally.of_image(split.image_ids[example], truth, prediction, table, instance_files)
 
-        counts = list(_with_progress(scoring.in_threads(deal_with, found), len(split), group, runtime.stall_seconds))
+        try:
+            counts = list(
+                _with_progress(scoring.in_threads(deal_with, found), len(split), group, runtime.stall_seconds)
+            )
+        except tf.errors.ResourceExhaustedError as error:
+            raise entry.Failure(
+                entry.BAD_CONFIG,
+                f'a device is out of memory with {batch} images at a time ({error.message.splitlines()[0][:200]}). '
+                'Pass --batch=1, or look through windows: --window=512x1024.',
+            ) from error
+        except tf.errors.OpError as error:
+            group.explain(error)
+            raise
         shares = group.gather(tally.add(counts, table) if scored else None)
         if group.rank == 0:
             if files:
                 archive = submission.check_and_zip(_SUBMISSION_DIR.value, split, table)
                 print(f'{len(split)} images of {split.name} by {path}, read back and found well: {archive}')
             if scored:
-                _report(
-                    tally.whole(tally.add(shares, table), split, table), config.labels, table, split.name, path, looks
+                total = tally.whole(tally.add(shares, table), split, table)
+                _report(total, config.labels, table, split.name, path, looks)
+                reporting.write_after(
+                    _WORKDIR.value, _DATA_DIR.value, split.name, config.eval.pictures, lambda: bool(stop)
                 )
-                reporting.write_after(_WORKDIR.value, _DATA_DIR.value, split.name, config.eval.pictures)
         group.gather(None)  # nobody leaves before the files are written
 
 

@@ -66,7 +66,7 @@ def predictions(
 
     @tf.function(reduce_retracing=True)
     def predict_on_all(images, stop):
-        asked = strategy.run(lambda: tf.cast(stop, tf.int32))
+        asked = strategy.run(lambda: tf.cast(stop, tf.float32))
         return strategy.run(predict, args=(images,)), strategy.reduce(tf.distribute.ReduceOp.SUM, asked, axis=None)
 
     def on_host(examples, predicted, asked) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
