@@ -138,10 +138,11 @@ def _evaluate(config, split, looks: dict, scored: bool, instance_files: dict | N
                 print(f'{len(split)} images of {split.name} by {path}, read back and found well: {archive}')
             if scored:
                 total = tally.whole(tally.add(shares, table), split, table)
-                _report(total, config.labels, table, split.name, path, looks)
+                scores = _write(total, config.labels, table, split.name, path, looks)
                 reporting.write_after(
                     _WORKDIR.value, _DATA_DIR.value, split.name, config.eval.pictures, lambda: bool(stop)
                 )
+                _print(scores, total, config.labels, table, split.name, path)
         group.gather(None)  # nobody leaves before the files are written
 
 
@@ -158,18 +159,15 @@ def _with_progress(results, total: int, group, stall_seconds: float):
             bar.update(min(group.size, total - bar.n))
 
 
-def _report(total, learnt: str, table, split: str, path: str, looks: dict) -> None:
-    """Prints the scores and writes the files of the workdir."""
+def _write(total, learnt: str, table, split: str, path: str, looks: dict) -> dict[str, float]:
+    """Writes the files of the workdir and returns the scores."""
     from data_prep import labels, records
-    from unet import console, heatmap, metrics, tables
+    from unet import console, heatmap, metrics
 
     scores = total.scores(table)
-    headline = console.headline(scores)
     if learnt == 'label_ids':
         own = metrics.iou_of_all_ids(total.confusion, table)
         scores |= {f'eval/iou_all_ids/{name}': value for name, value in own.items()}
-        print(f'Over its own classes, void ones too:\n{tables.of_all_ids(total.confusion, table)}')
-        print(f'mIoU of all label ids {100 * scores["eval/miou_all_ids"]:.2f} %\n\nBy the official rules:')
     result = {
         'checkpoint': path,
         'data_dir': _DATA_DIR.value,
@@ -180,17 +178,29 @@ def _report(total, learnt: str, table, split: str, path: str, looks: dict) -> No
         'scores_of_images': {image_id: _without_nan(own) for image_id, own in total.images.items()},
         'confusion': total.confusion.tolist(),
     }
-    output = os.path.join(_WORKDIR.value, f'evaluate-{split}.json')
-    picture = os.path.join(_WORKDIR.value, f'confusion-{split}.png')
-    records.write_atomically(output, json.dumps(result) + '\n')
-    heatmap.save(
-        picture, total.confusion, table if learnt == 'label_ids' else labels.classes(table), f'{path}\n{headline}'
-    )
+    records.write_atomically(_file('evaluate', split, 'json'), json.dumps(result) + '\n')
+    shown = table if learnt == 'label_ids' else labels.classes(table)
+    title = f'{path}\n{console.headline(scores)}'
+    heatmap.save(_file('confusion', split, 'png'), total.confusion, shown, title)
+    return scores
+
+
+def _print(scores: dict[str, float], total, learnt: str, table, split: str, path: str) -> None:
+    from unet import console, tables
+
+    if learnt == 'label_ids':
+        print(f'Over its own classes, void ones too:\n{tables.of_all_ids(total.confusion, table)}')
+        print(f'mIoU of all label ids {100 * scores["eval/miou_all_ids"]:.2f} %\n\nBy the official rules:')
     print(tables.of_classes(scores, total.confusion, table))
     print(tables.of_categories(scores, table))
-    print(f'{path} on {len(total.images)} images of {split}; all figures in {output}, confusion in {picture}')
+    print(f'{path} on {len(total.images)} images of {split}')
+    print(f'All figures: {_file("evaluate", split, "json")}   Confusion: {_file("confusion", split, "png")}')
     print(tables.of_means(scores))
-    print(headline)
+    print(console.headline(scores))
+
+
+def _file(name: str, split: str, suffix: str) -> str:
+    return os.path.join(_WORKDIR.value, f'{name}-{split}.{suffix}')
 
 
 def _without_nan(scores: dict[str, float]) -> dict[str, float | None]:
