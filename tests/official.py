@@ -1,7 +1,5 @@
 """The official Cityscapes evaluator, run on the same predictions as ours. `tests.compare` is the command."""
 
-import concurrent.futures
-import functools
 import importlib.util
 import pathlib
 import shutil
@@ -135,7 +133,8 @@ def build_compiled(clone: pathlib.Path, folder: pathlib.Path):
 def counting_speed(
     pairs: list[tuple[np.ndarray, np.ndarray]], compiled: object | None = None, rounds: int = 9
 ) -> dict[str, float]:
-    """Milliseconds per image that each counts in, the median of rounds in which all take turns.
+    """CPU milliseconds per image that each counts in, the median of rounds in which all take turns. CPU time, so that
+    it does not matter what else the machine does; `unet.evaluate` counts in several threads on top of it.
 
     Args:
       pairs: label ids and predicted label ids, uint8 [h, w] each.
@@ -143,33 +142,23 @@ def counting_speed(
       rounds: times that each counts all pairs; the official Python part, by far the slowest, counts once in three.
 
     Returns:
-      'ours' in one thread, 'ours threaded' as `unet.evaluate` does it, 'official python', and 'official compiled' if
-      there is one; the official evaluator knows no threads.
+      'ours', 'official python', and 'official compiled' if there is one.
     """
-
-    def count_compiled(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-        return compiled.cEvaluatePair(predicted, truth, np.zeros((IDS, IDS), np.ulonglong), list(range(IDS)))
-
-    def count_ours(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-        return metrics.count_pairs(truth, predicted, IDS)
-
-    truths, predictions = zip(*pairs, strict=True)
-    with concurrent.futures.ThreadPoolExecutor(entry.cores()) as threads:
-        counters = {
-            'ours': functools.partial(map, count_ours),
-            'ours threaded': functools.partial(threads.map, count_ours),
-        }
-        if compiled:
-            counters['official compiled'] = functools.partial(map, count_compiled)
-        counters['official python'] = functools.partial(map, _count_in_python)
-        seconds = {name: [] for name in counters}
-        for number in range(rounds):
-            for name, count in counters.items():
-                if name == 'official python' and number % 3:
-                    continue
-                started = time.perf_counter()
-                list(count(truths, predictions))
-                seconds[name].append((time.perf_counter() - started) / len(pairs))
+    counters = {'ours': lambda truth, predicted: metrics.count_pairs(truth, predicted, IDS)}
+    if compiled:
+        counters['official compiled'] = lambda truth, predicted: compiled.cEvaluatePair(
+            predicted, truth, np.zeros((IDS, IDS), np.ulonglong), list(range(IDS))
+        )
+    counters['official python'] = _count_in_python
+    seconds = {name: [] for name in counters}
+    for number in range(rounds):
+        for name, count in counters.items():
+            if name == 'official python' and number % 3:
+                continue
+            started = time.process_time()
+            for truth, predicted in pairs:
+                count(truth, predicted)
+            seconds[name].append((time.process_time() - started) / len(pairs))
     return {name: 1000 * statistics.median(values) for name, values in seconds.items()}
 
 

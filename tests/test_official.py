@@ -73,4 +73,4 @@ def test_a_full_size_scene(tmp_path):
 def test_counting_speed_measures_both_on_the_same_predictions(scenes):
     pairs = [(label_ids, np.roll(label_ids, 3)) for label_ids, _ in scenes[:2]]
     speed = official.counting_speed(pairs, rounds=3)
-    assert set(speed) == {'ours', 'ours threaded', 'official python'} and min(speed.values()) > 0
+    assert set(speed) == {'ours', 'official python'} and min(speed.values()) > 0

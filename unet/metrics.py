@@ -51,7 +51,7 @@ def count_pairs(truth: np.ndarray, prediction: np.ndarray, num_ids: int) -> np.n
     true, predicted = true[above], predicted[above]
     differing = (true ^ true_before) | (predicted ^ predicted_before)
     pixels = np.flatnonzero(differing.view(np.uint8) != 0)
-    rows_left = rows_left[pixels // word.itemsize]
+    rows_left = rows_left[pixels >> (word.itemsize.bit_length() - 1)]  # of the word that each lies in
 
     def of_pixels(*words: np.ndarray) -> list[np.ndarray]:
         return [each.view(np.uint8)[pixels] for each in words]
