@@ -35,7 +35,6 @@ setup(
     # Counts label pixels; without a C compiler or Python's headers it is left out, and Pillow does it.
     ext_modules=[Extension('data_prep._png', ['data_prep/_png.c'], optional=True)],
     package_data={'unet': ['*.jinja'], 'launch': ['templates/*']},
-    package_data={'launch': ['templates/*'], 'unet': ['*.jinja']},
     install_requires=CORE,
     extras_require={
         'core': [],  # nothing more; the make targets name a set of extras
