@@ -32,8 +32,11 @@ setup(
     license='Apache-2.0',
     python_requires='>=3.11,<3.14',
     packages=find_packages(include=['configs', 'data_prep', 'launch', 'unet']),
-    # Counts label pixels; without a C compiler or Python's headers it is left out, and Pillow does it.
-    ext_modules=[Extension('data_prep._png', ['data_prep/_png.c'], optional=True)],
+    # Both count label pixels; without a C compiler or Python's headers they are left out, and Pillow and NumPy do it.
+    ext_modules=[
+        Extension('data_prep._png', ['data_prep/_png.c'], optional=True),
+        Extension('unet._count', ['unet/_count.c'], optional=True),
+    ],
     package_data={'unet': ['*.jinja'], 'launch': ['templates/*']},
     install_requires=CORE,
     extras_require={

@@ -47,9 +47,18 @@ def test_void_is_not_counted_but_predicting_it_costs():
     assert scores['eval/miou_present'] == pytest.approx(60 / 101)
 
 
+@pytest.fixture(params=['compiled', 'numpy'])
+def counting(request, monkeypatch):
+    """Both ways of counting."""
+    if request.param == 'numpy':
+        monkeypatch.setattr(metrics, '_count', None)
+    elif metrics._count is None:
+        pytest.skip('not compiled')
+
+
 @pytest.mark.parametrize('size', [(1, 1), (1, 40), (37, 1), (30, 64), (29, 61), (16, 44), (0, 5), (5, 0)])
 @pytest.mark.parametrize('grain', [1, 6])
-def test_counting_matches_a_loop_and_keeps_unknown_ids_apart(size, grain):
+def test_counting_matches_a_loop_and_keeps_unknown_ids_apart(counting, size, grain):
     """Any width, smooth label maps and noise."""
     rng = np.random.default_rng(0)
 
@@ -68,12 +77,23 @@ def test_counting_matches_a_loop_and_keeps_unknown_ids_apart(size, grain):
     assert counts[-1] == (truth == 255).sum()
 
 
-def test_counting_refuses_what_it_cannot_count():
+def test_counting_refuses_what_it_cannot_count(counting):
     truth = np.zeros((20, 16), np.uint8)
     with pytest.raises(ValueError, match='predicted id 7'):
         metrics.count_pairs(truth, np.where(np.arange(16) < 9, truth, np.uint8(7)), 7)
     with pytest.raises(ValueError, match='prediction'):
         metrics.count_pairs(truth, truth[:, :8], 7)
+    with pytest.raises(ValueError, match='int64'):
+        metrics.count_pairs(truth.astype(np.int64), truth, 7)
+
+
+def test_both_ways_of_counting_agree_on_all_ids_and_on_parts_of_arrays(counting):
+    rng = np.random.default_rng(3)
+    for grain in (1, 5, 40):
+        truth, prediction = rng.integers(0, 256, (2, 60, 80)).astype(np.uint8).repeat(grain, 2)[:, ::2, 3:-5]
+        counts = metrics.count_pairs(truth, prediction, 256)
+        pairs = truth.astype(int) * 256 + prediction
+        np.testing.assert_array_equal(counts, np.bincount(pairs.ravel(), minlength=256 * 256 + 1))
 
 
 def test_a_model_of_all_ids_is_scored_over_its_own_classes_too():

@@ -13,15 +13,16 @@ import numpy as np
 
 from data_prep import labels
 
+try:
+    from unet import _count  # compiled when the package is installed
+except ImportError:
+    _count = None
+
 _CROWDED = 0.25  # share of words with a change from which counting pixel by pixel is faster
 
 
 def count_pairs(truth: np.ndarray, prediction: np.ndarray, num_ids: int) -> np.ndarray:
     """Counts pixels by true and predicted label id.
-
-    Most pixels of a label map are like the one above. So the first row is counted as if all rows were like it; where a
-    pixel differs from the one above, what it is counts once more for each row from there on, and what is above it once
-    less. Such pixels are found by comparing words of up to eight pixels.
 
     Args:
       truth: uint8 [h, w]. Values of `num_ids` and above (255 in void images) are counted in an extra bin.
@@ -32,10 +33,25 @@ def count_pairs(truth: np.ndarray, prediction: np.ndarray, num_ids: int) -> np.n
       int64 [n * n + 1]: the matrix in row-major order, rows true ids, and the number of pixels of the extra bin.
 
     Raises:
-      ValueError: if shapes differ or a predicted id is not below `num_ids`.
+      ValueError: if shapes or types are wrong or a predicted id is not below `num_ids`.
     """
-    if truth.shape != prediction.shape:
-        raise ValueError(f'truth is {truth.shape}, prediction {prediction.shape}')
+    if truth.shape != prediction.shape or not truth.dtype == prediction.dtype == np.uint8:
+        raise ValueError(
+            f'truth is {truth.dtype} {truth.shape}, prediction {prediction.dtype} {prediction.shape}: both must be uint8'
+        )
+    if _count is None:
+        return _count_in_numpy(truth, prediction, num_ids)
+    maps = (np.ascontiguousarray(label_ids) for label_ids in (truth, prediction))
+    return np.frombuffer(_count.count_pairs(*maps, num_ids), np.int64).copy()
+
+
+def _count_in_numpy(truth: np.ndarray, prediction: np.ndarray, num_ids: int) -> np.ndarray:
+    """`count_pairs` where there is no compiler.
+
+    Most pixels of a label map are like the one above. So the first row is counted as if all rows were like it; where a
+    pixel differs from the one above, what it is counts once more for each row from there on, and what is above it once
+    less. Such pixels are found by comparing words of up to eight pixels.
+    """
     height, width = truth.shape
     word = np.dtype(f'u{math.gcd(width, 8)}')
     true, predicted = (np.ascontiguousarray(array).view(word) for array in (truth, prediction))
