@@ -105,6 +105,15 @@ def test_images_shown_are_the_best_and_the_worst(trained):
     assert ranked[0] not in sum(gallery.best_and_worst([nothing], 100), [])
 
 
+def test_page_after_an_evaluation_has_its_scores(trained):
+    flags = [f'--workdir={trained}/wide', f'--data_dir={trained}/records']
+    done = tiny.run([sys.executable, '-m', 'unet.evaluate', *flags])
+    assert done.returncode == 0 and 'report.html' in done.stdout, done.stderr
+    scores = json.loads((trained / 'wide/evaluate-validation.json').read_text())['scores']
+    text = Page((trained / 'wide/report.html').read_text()).text
+    assert 'unet.evaluate on 7 images' in text and f'mIoU {100 * scores["eval/miou"]:.2f} %' in text
+
+
 def test_errors_are_red_where_a_pixel_that_counts_is_wrong(trained):
     split = records.read_split(trained / 'records', 'validation')
     counts = np.zeros(256, bool)
