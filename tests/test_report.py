@@ -85,7 +85,7 @@ def test_page_of_a_run(trained):
 def test_images_shown_are_the_best_and_the_worst(trained):
     """By scores of our own making: each image's confusion matrix, and the mean over its classes."""
     split = records.read_split(trained / 'records', 'validation')
-    predict, _ = gallery.predictor(str(trained / 'wide'), 'best')
+    predict = gallery.predictor(str(trained / 'wide'), 'best')
     scores, total = gallery.score_images(predict, split, labels.CITYSCAPES, most=100)
     assert set(scores) == set(split.image_ids) and total.sum() == 4 * 40 * 56 + 3 * 33 * 47
     line = [json.loads(text) for text in (trained / 'wide/metrics.jsonl').read_text().splitlines()]

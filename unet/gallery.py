@@ -30,11 +30,17 @@ class Picture:
     errors: list[np.ndarray]
 
 
-def predictor(run: str, which: str) -> tuple[Callable[[np.ndarray], np.ndarray], str]:
-    """A function of one image, uint8 [h, w, 3] -> label ids uint8 [h, w], and the path of the checkpoint it uses."""
-    config, table, network, path = from_config.trained(run, which)
-    predict = tf.function(from_config.predictor(config, network, table), reduce_retracing=True)
-    return lambda image: predict(tf.constant(image[None])).numpy()[0], path
+def predictor(run: str, which: str, **looks: object) -> Callable[[np.ndarray], np.ndarray]:
+    """A function of one image, uint8 [h, w, 3] -> label ids uint8 [h, w].
+
+    Args:
+      run: the workdir.
+      which: the checkpoint, see `from_config.trained`.
+      **looks: how the network looks at an image, see `from_config.predictor`.
+    """
+    config, table, network, _ = from_config.trained(run, which)
+    predict = tf.function(from_config.predictor(config, network, table, **looks), reduce_retracing=True)
+    return lambda image: predict(tf.constant(image[None])).numpy()[0]
 
 
 def score_images(
@@ -58,18 +64,11 @@ def score_images(
     scores = {}
     for number in examples.spread(split, most):
         image, truth = examples.read(split, number)
-        confusion = count_pairs(truth, predict(image), size)
+        confusion = metrics.count_pairs(truth, predict(image), size)[:-1].reshape(size, size)
         scores[split.image_ids[number]] = metrics.scores(confusion, table)['eval/miou']
         total += confusion
         tick()
     return scores, total
-
-
-def count_pairs(truth: np.ndarray, prediction: np.ndarray, num_ids: int) -> np.ndarray:
-    """int64 [n, n], rows true ids, columns predicted ids; ids not in the table are left out."""
-    known = truth < num_ids
-    pairs = truth[known].astype(np.int64) * num_ids + prediction[known]
-    return np.bincount(pairs, minlength=num_ids * num_ids).reshape(num_ids, num_ids)
 
 
 def best_and_worst(scores: list[dict[str, float]], count: int) -> tuple[list[str], list[str]]:

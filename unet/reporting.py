@@ -203,19 +203,19 @@ def _look(
     usable = split is not None and split.labelled.all() and all(run.checkpoint for run in runs)
     if not usable or not count:
         return [], []
-    predicts = [gallery.predictor(str(run.folder), run.checkpoint)[0] for run in runs]
+    predicts = [
+        gallery.predictor(str(run.folder), run.checkpoint, **(run.evaluation['looks'] if run.evaluation else {}))
+        for run in runs
+    ]
     for run, predict in zip(runs, predicts, strict=True):
-        own = (run.evaluation or {}).get('scores_of_images')
-        if own:
-            run.image_scores = {
-                name: math.nan if score['miou'] is None else score['miou'] for name, score in own.items()
-            }
+        if run.evaluation:
+            found = {name: own['miou'] for name, own in run.evaluation['scores_of_images'].items()}
+            known = [name for name in split.image_ids if name in found]  # it may be of other records
+            run.image_scores = {name: math.nan if found[name] is None else found[name] for name in known}
             continue
-        run.image_scores, confusion = gallery.score_images(predict, split, run.table, images, tick)
-        if run.confusion is None:
-            run.confusion = confusion
-            looked = len(run.image_scores)
-            run.confusion_of = f'all {looked} images' if looked == len(split) else f'{looked} of {len(split)} images'
+        run.image_scores, run.confusion = gallery.score_images(predict, split, run.table, images, tick)
+        looked = len(run.image_scores)
+        run.confusion_of = f'all {looked} images' if looked == len(split) else f'{looked} of {len(split)} images'
     scores = [run.image_scores for run in runs]
     learnt = [from_config.class_of_id('train_ids', run.table) != labels.IGNORED for run in runs]
     best, worst = gallery.best_and_worst(scores, count)
