@@ -28,7 +28,7 @@ demo: $(VENV)/installed-core
 	$(BIN)/python -m unet.main --config=configs/synthetic.py --data_dir=$(DEMO)/data --workdir=$(DEMO)/run
 	$(BIN)/python -m unet.predict --workdir=$(DEMO)/run --images=$(DEMO)/dataset/leftImg8bit/val --output_dir=$(DEMO)/predictions
 	$(BIN)/python -m unet.evaluate --workdir=$(DEMO)/run --data_dir=$(DEMO)/data
-	@echo 'Pictures: $(DEMO)/predictions/panels   TensorBoard: $(BIN)/tensorboard --logdir=$(DEMO)/run'
+	@echo 'Report: $(DEMO)/run/report.html   Pictures: $(DEMO)/predictions/panels   TensorBoard: $(BIN)/tensorboard --logdir=$(DEMO)/run'
 
 test: $(VENV)/installed-test
 	$(BIN)/python -m pytest -n 2 --dist loadfile

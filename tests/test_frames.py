@@ -24,7 +24,7 @@ def write_video(path: pathlib.Path, images: list[np.ndarray]) -> None:
 
 def read(*patterns) -> tuple[dict[str, np.ndarray], list[str]]:
     problems = []
-    sources = frames.find(map(str, patterns), leave_out=pathlib.Path('/nowhere'))
+    sources = frames.find(map(str, patterns), leave_out=[])
     return dict(frames.read(sources, problems)), problems
 
 
@@ -99,11 +99,12 @@ def test_what_a_path_stands_for(tmp_path, monkeypatch):
         (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / name).write_bytes(image)
     (tmp_path / 'b/folder.png').mkdir()
-    out = tmp_path / 'out'
+    out = [tmp_path / 'out/colors']
     assert list(frames.find([str(tmp_path)], leave_out=out)) == ['b/one', 'b/two.jpg', 'b/two.png', 'c/[1]']
     assert list(frames.find([str(tmp_path / 'b/*.png')], leave_out=out)) == ['one', 'two']
     assert list(frames.find([str(tmp_path / 'c/[1].png')], leave_out=out)) == ['[1]']
     assert list(frames.find([str(tmp_path / 'c/notes.txt')], leave_out=out)) == ['notes']  # named, so it is meant
+    assert list(frames.find([str(tmp_path / 'out')], leave_out=[tmp_path / 'out'])) == ['x']  # the very folder is meant
     monkeypatch.chdir(tmp_path)
     assert list(frames.find(['b', 'b/one.png', str(tmp_path / 'c')], leave_out=out)) == [
         'b/one',

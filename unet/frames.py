@@ -1,6 +1,6 @@
 """Files, folders, globs and videos -> images in order.
 
-    sources = frames.find(['photos', 'drive.mp4', 'more/*.jpg'], leave_out=pathlib.Path('predictions'))
+    sources = frames.find(['photos', 'drive.mp4', 'more/*.jpg'], leave_out=[pathlib.Path('predictions/colors')])
     for name, image in frames.read(sources, problems):     # 'ulm/ulm_1', uint8 [h, w, 3]; 'drive/000000', ...
         ...
 
@@ -28,12 +28,12 @@ VIDEOS = ('.mp4', '.m4v', '.mov', '.avi', '.mkv', '.webm', '.mpg', '.mpeg')
 _READ_ERRORS = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 
 
-def find(patterns: Iterable[str], *, leave_out: pathlib.Path) -> dict[str, pathlib.Path]:
+def find(patterns: Iterable[str], *, leave_out: Iterable[pathlib.Path] = ()) -> dict[str, pathlib.Path]:
     """The images and videos that files, folders (with their subfolders) and globs stand for.
 
     Args:
       patterns: a path or a glob each. A file that is named as it stands is taken whatever its suffix.
-      leave_out: a folder to pass over, so that results are never taken for images.
+      leave_out: folders to pass over, so that results are not taken for images.
 
     Returns:
       Files by the name of their results, sorted: the path below the folder that all have in common, without the suffix
@@ -43,10 +43,12 @@ def find(patterns: Iterable[str], *, leave_out: pathlib.Path) -> dict[str, pathl
       Failure: MISSING_INPUT if a pattern finds nothing, BAD_USAGE if two results would have one name.
     """
     found = set()
+    leave_out = [folder.resolve() for folder in leave_out]
     for pattern in patterns:
         path = pathlib.Path(pattern)
         if path.is_dir():
-            files = [file for file in path.rglob('*') if _is_wanted(file, leave_out)]
+            others = [folder for folder in leave_out if not path.resolve().is_relative_to(folder)]
+            files = [file for file in path.rglob('*') if _is_wanted(file, others)]
         elif path.exists():
             files = [path]
         else:
@@ -71,9 +73,9 @@ def find(patterns: Iterable[str], *, leave_out: pathlib.Path) -> dict[str, pathl
     return sources
 
 
-def _is_wanted(file: pathlib.Path, leave_out: pathlib.Path) -> bool:
+def _is_wanted(file: pathlib.Path, leave_out: list[pathlib.Path]) -> bool:
     known = file.suffix.lower() in IMAGES + VIDEOS and not file.name.startswith('.')
-    return known and not file.resolve().is_relative_to(leave_out.resolve()) and file.is_file()
+    return known and file.is_file() and not any(file.resolve().is_relative_to(folder) for folder in leave_out)
 
 
 def count(sources: dict[str, pathlib.Path]) -> int:

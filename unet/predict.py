@@ -26,7 +26,7 @@ _IMAGES = flags.DEFINE_multi_string(
     'images', [], 'An image, a video, a folder (with its subfolders) or a quoted glob; required, may be repeated.'
 )
 _OUTPUT_DIR = flags.DEFINE_string('output_dir', 'predictions', 'Folder for the results.')
-_OUTPUTS_FLAG = flags.DEFINE_list('outputs', ','.join(_OUTPUTS[:-1]), f'What to write, of {", ".join(_OUTPUTS)}.')
+_WANTED = flags.DEFINE_list('outputs', ','.join(_OUTPUTS[:-1]), f'What to write, of {", ".join(_OUTPUTS)}.')
 _CHECKPOINT = flags.DEFINE_string(
     'checkpoint', 'best', "'best', 'latest', or the path of a checkpoint (without .index)."
 )
@@ -40,11 +40,9 @@ def main() -> None:
         raise entry.Failure(entry.BAD_USAGE, 'pass --images, an image, a video, a folder or a quoted glob')
     if bool(_WORKDIR.value) == bool(_MODEL.value):
         raise entry.Failure(entry.BAD_USAGE, 'pass --workdir, the folder of a run, or --model, what unet.export wrote')
-    unknown = set(_OUTPUTS_FLAG.value) - set(_OUTPUTS)
-    if unknown or not _OUTPUTS_FLAG.value:
-        raise entry.Failure(
-            entry.BAD_USAGE, f'--outputs={",".join(_OUTPUTS_FLAG.value)}: choose from {", ".join(_OUTPUTS)}'
-        )
+    unknown = set(_WANTED.value) - set(_OUTPUTS)
+    if unknown or not _WANTED.value:
+        raise entry.Failure(entry.BAD_USAGE, f'--outputs={",".join(_WANTED.value)}: choose from {", ".join(_OUTPUTS)}')
     output = pathlib.Path(_OUTPUT_DIR.value)
     if output.exists() and not output.is_dir():
         raise entry.Failure(entry.BAD_USAGE, f'--output_dir={output}: is a file; pass a folder')
@@ -52,7 +50,7 @@ def main() -> None:
     with entry.quiet_import():
         from unet import frames
 
-    sources = frames.find(_IMAGES.value, leave_out=output)
+    sources = frames.find(_IMAGES.value, leave_out=[output / kind for kind in _OUTPUTS])
 
     with entry.quiet_import():
         import tensorflow as tf
@@ -72,16 +70,16 @@ def main() -> None:
     @tf.function(reduce_retracing=True)
     def segment(images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         outputs = outputs_of(images)
-        confidence = tf.reduce_max(outputs['probabilities'], -1) if 'confidence' in _OUTPUTS_FLAG.value else 0.0
+        confidence = tf.reduce_max(outputs['probabilities'], -1) if 'confidence' in _WANTED.value else 0.0
         return outputs['label_ids'], tf.cast(tf.round(255.0 * confidence), tf.uint8)
 
     def write(name, image, label_ids, confidence):
         pictures = {'label_ids': label_ids, 'colors': visualize.colorize(label_ids, table), 'confidence': confidence}
         pictures['overlays'] = visualize.overlay(image, label_ids, table)
-        if 'panels' in _OUTPUTS_FLAG.value:
+        if 'panels' in _WANTED.value:
             panel = visualize.side_by_side(image, pictures['colors'], pictures['overlays'])
             pictures['panels'] = visualize.with_legend(panel, label_ids, table)
-        for kind in _OUTPUTS_FLAG.value:
+        for kind in _WANTED.value:
             visualize.save(pictures[kind], output / kind / f'{name}.png')
 
     problems, done, writing = [], 0, collections.deque()
@@ -106,7 +104,7 @@ def main() -> None:
             advance(len(names))
         for written in writing:
             written.result()
-    kinds = ', '.join(sorted(set(_OUTPUTS_FLAG.value), key=_OUTPUTS.index))
+    kinds = ', '.join(sorted(set(_WANTED.value), key=_OUTPUTS.index))
     print(f'{done} images by {path}: {kinds} in {output}', flush=True)
     if problems:
         raise entry.Failure(
