@@ -218,7 +218,7 @@ def test_gpus_promised_but_not_seen_end_the_run(tmp_path, data_dir):
     assert done.returncode == entry.BAD_CONFIG and '2 NVIDIA GPU' in done.stderr and 'cuda' in done.stderr
 
 
-@pytest.mark.parametrize('program', ['unet.main', 'unet.evaluate', 'unet.predict'])
+@pytest.mark.parametrize('program', ['unet.main', 'unet.evaluate', 'unet.predict', 'unet.export', 'unet.report'])
 def test_help_answers_without_tensorflow(program):
     code = (
         f'import sys, runpy\nsys.argv = ["x", "--help"]\ntry:\n  runpy.run_module("{program}", run_name="__main__")\n'
