@@ -130,16 +130,12 @@ def test_bad_files_are_named_the_rest_goes_on(trained, tmp_path):
 def test_mistakes_get_one_line_and_a_status(trained, tmp_path):
     run, images = f'--workdir={trained}/run', f'--images={trained}/images'
     data = f'--data_dir={trained}/records'
-    (tmp_path / 'damaged').mkdir()
-    (tmp_path / 'damaged/saved_model.pb').write_bytes(b'x' * 100)
     cases = [
         ('predict', [run], entry.BAD_USAGE, '--images'),
         ('predict', [images], entry.BAD_USAGE, '--model'),
         ('predict', [images, run, f'--model={trained}'], entry.BAD_USAGE, '--model'),
         ('predict', [images, run, '--outputs=colours'], entry.BAD_USAGE, 'colors'),
         ('predict', [run, f'--images={tmp_path}/*.gif'], entry.MISSING_INPUT, '*.gif'),
-        ('predict', [images, f'--model={tmp_path}'], entry.MISSING_INPUT, 'unet.export'),
-        ('predict', [images, f'--model={tmp_path}/damaged'], entry.BAD_DATA, 'damaged'),
         ('export', [run, data, '--formats=saved_model,tensorrt'], entry.BAD_USAGE, 'tensorrt'),
         ('export', [run, data, '--size=big'], entry.BAD_USAGE, 'HEIGHTxWIDTH'),
         ('export', [run, data, '--split=test'], entry.MISSING_INPUT, 'validation'),
@@ -149,6 +145,18 @@ def test_mistakes_get_one_line_and_a_status(trained, tmp_path):
         done = tiny.run([sys.executable, '-m', f'unet.{program}', *flags])
         assert done.returncode == status, (flags, done.returncode, done.stderr)
         assert text in done.stderr.splitlines()[-1] and 'Traceback' not in done.stderr, (flags, done.stderr)
+
+
+def test_a_folder_that_holds_no_model_or_a_damaged_one_is_named(tmp_path):
+    from unet import saved_model
+
+    with pytest.raises(entry.Failure, match='unet.export') as failure:
+        saved_model.load(tmp_path)
+    assert failure.value.status == entry.MISSING_INPUT
+    (tmp_path / 'saved_model.pb').write_bytes(b'x' * 100)
+    with pytest.raises(entry.Failure, match='Export it again') as failure:
+        saved_model.load(tmp_path)
+    assert failure.value.status == entry.BAD_DATA
 
 
 @pytest.mark.parametrize(
