@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 
 import numpy as np
 import pytest
@@ -163,6 +164,26 @@ def test_number_of_workers_and_zip_files_make_no_difference(source, built, tmp_p
         done = trees.build(where, tmp_path / f'{workers}', f'--workers={workers}')
         assert done.returncode == 0, done.stderr
         assert trees.contents(tmp_path / f'{workers}') == trees.contents(built)
+
+
+def test_zip_files_with_the_names_of_the_download(tmp_path):
+    """Several hold the same top folder; coarse labels are used where there are no fine ones."""
+    tree = trees.write_tree(tmp_path / 'tree', {'train': ['a_1'], 'val': ['b_1']})
+    trees.write_tree(tree, {'train': ['a_1'], 'train_extra': ['c_1']}, kind='gtCoarse')
+    (tmp_path / 'zips').mkdir()
+    for name, folders in {
+        'leftImg8bit_trainvaltest': ('leftImg8bit/train', 'leftImg8bit/val'),
+        'leftImg8bit_trainextra': ('leftImg8bit/train_extra',),
+        'gtFine_trainvaltest': ('gtFine',),
+        'gtCoarse': ('gtCoarse',),
+    }.items():
+        with zipfile.ZipFile(tmp_path / f'zips/{name}.zip', 'w', zipfile.ZIP_DEFLATED) as archive:
+            for path in sorted(path for folder in folders for path in (tree / folder).rglob('*.png')):
+                archive.write(path, path.relative_to(tree))
+    trees.build_here(tree, tmp_path / 'records')
+    trees.build_here(tmp_path / 'zips', tmp_path / 'from zips')
+    assert records.split_sizes(tmp_path / 'records') == {'train': 1, 'validation': 1, 'train_extra': 1}
+    assert trees.contents(tmp_path / 'from zips') == trees.contents(tmp_path / 'records')
 
 
 def test_beam_writes_the_same_bytes(source, built, tmp_path):
