@@ -1,8 +1,8 @@
 /* Counts the pixels of an 8-bit grey PNG per value, from its inflated rows, without making the image.
 
 Label images hardly change from one row to the next, and PNG's filters turn what does not change into zeros. So one row
-is kept and changed in place, and only the bytes that are not zero are looked at: 0.2 ms for 2048x1024 where decoding
-takes 5 to 9 ms.
+is kept and changed in place, and only the bytes that are not zero are looked at: half a millisecond for 2048x1024,
+where decoding takes 6 to 9.
 
 Source: PNG, https://www.w3.org/TR/png-3, section 9 (filtering). */
 
@@ -89,7 +89,8 @@ static PyObject *count_pixels(PyObject *module, PyObject *arguments) {
   Py_ssize_t width, height;
   if (!PyArg_ParseTuple(arguments, "y*nn", &filtered, &width, &height)) return NULL;
   PyObject *result = NULL;
-  if (width < 1 || height < 1 || filtered.len / (width + 1) != height || filtered.len % (width + 1)) {
+  if (width < 1 || height < 1 || width >= filtered.len || filtered.len / (width + 1) != height ||
+      filtered.len % (width + 1)) {
     PyErr_Format(PyExc_ValueError, "%zd bytes are not %zd rows of %zd pixels", filtered.len, height, width);
     goto done;
   }

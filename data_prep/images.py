@@ -27,6 +27,7 @@ except ImportError:  # there was no C compiler: labels are counted more slowly
 HEADER_BYTES = 64  # of a file, enough for `check_header`
 
 _PNG, _JPEG = b'\x89PNG\r\n\x1a\n', b'\xff\xd8\xff'
+_CHUNK = struct.Struct('>I4s')  # length and kind
 _LFS = b'version https://git-lfs'
 _COLOR_TYPES = {0: 'grey', 2: 'RGB', 3: 'palette', 4: 'grey with alpha', 6: 'RGB with alpha'}
 _DECODE_ERRORS = (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError, zlib.error)
@@ -124,20 +125,20 @@ def check_png(encoded: bytes) -> list[memoryview]:
     Raises:
       ValueError: unless all chunks are there, up to the file's end, with the right checksums.
     """
-    view, at, pieces = memoryview(encoded), len(_PNG), []
-    while at + 12 <= len(encoded):
-        length, kind = struct.unpack_from('>I4s', encoded, at)
+    view, size, at, pieces = memoryview(encoded), len(encoded), len(_PNG), []
+    while at + 12 <= size:
+        length, kind = _CHUNK.unpack_from(encoded, at)
         end = at + 8 + length
-        if end + 4 > len(encoded):
+        if end + 4 > size:
             break
-        if deflate.crc32(view[at + 4 : end]) != struct.unpack_from('>I', encoded, end)[0]:
+        if deflate.crc32(view[at + 4 : end]) != int.from_bytes(view[end : end + 4]):
             raise ValueError(f'damaged: the checksum of its {kind!r} chunk at byte {at:,} differs. {_COPY}')
         if kind == b'IDAT':
             pieces.append(view[at + 8 : end])
         if kind == b'IEND':
             return pieces
         at = end + 4
-    raise ValueError(f'truncated after {len(encoded):,} bytes, probably an interrupted copy. {_COPY}')
+    raise ValueError(f'truncated after {size:,} bytes, probably an interrupted copy. {_COPY}')
 
 
 def decode(encoded: bytes) -> Image.Image:

@@ -5,6 +5,7 @@ What a shard holds depends on the input and the flags alone, so it may be writte
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -37,6 +38,16 @@ class Settings:
     table: labels.Table
     encoding: images.Encoding
     skip_bad: bool
+
+    @functools.cached_property
+    def void(self) -> list[int]:
+        """The label ids that count as no label; the first fills what is not labelled."""
+        return labels.void_ids(self.table)
+
+    @functools.cached_property
+    def known(self) -> set[int]:
+        """The ids that label files may hold."""
+        return {label.id for label in self.table} | {self.void[0]}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,20 +112,18 @@ def encode_pair(pair: sources.Pair, settings: Settings) -> Example:
     image_file = _read(settings.source, pair.image)
     with _naming(pair.image):
         image = images.encode_image(image_file, pair.image, settings.encoding)
-    void = labels.void_ids(settings.table)
     if pair.label is None:
-        label, counts = images.encode_void((image.height, image.width), void[0])
+        label, counts = images.encode_void((image.height, image.width), settings.void[0])
         return Example(image.encoded, label, image.height, image.width, False, counts, image.converted_from)
     label_file = _read(settings.source, pair.label)
     with _naming(pair.label):
         if pair.label.endswith('.json'):
-            label_file = polygons.draw(label_file, settings.table, void[0])
-        known = {label.id for label in settings.table}
+            label_file = polygons.draw(label_file, settings.table, settings.void[0])
         label, counts = images.encode_label(
-            label_file, pair.label, image.source_size, known | {void[0]}, settings.encoding.size
+            label_file, pair.label, image.source_size, settings.known, settings.encoding.size
         )
     # Cityscapes ships label files for its test images that hold nothing but void.
-    labelled = pair.split != 'test' or int(counts[void].sum()) < int(counts.sum())
+    labelled = pair.split != 'test' or int(counts[settings.void].sum()) < int(counts.sum())
     return Example(image.encoded, label, image.height, image.width, labelled, counts, image.converted_from)
 
 
@@ -134,7 +143,6 @@ def write_shard(shard: Shard, settings: Settings) -> int:
     """
     final = epath.Path(settings.data_dir) / shard.file
     part = final.parent / f'.{shard.file}.{os.getpid()}.part'
-    void = labels.void_ids(settings.table)
     digest, at, pixels = hashlib.sha256(), 0, np.zeros(256, np.int64)
     note = {'file': shard.file, 'records': [], 'problems': [], 'void': [], 'converted': []}
     try:
@@ -158,14 +166,14 @@ def write_shard(shard: Shard, settings: Settings) -> int:
                 note['records'].append(
                     [at, length, example.height, example.width, int(example.labelled), pair.image_id]
                 )
-                if pair.split != 'test' and example.counts[void].sum() == example.counts.sum():
+                if pair.split != 'test' and example.counts[settings.void].sum() == example.counts.sum():
                     note['void'].append(pair.label)
                 if example.converted_from:
                     note['converted'].append([example.converted_from, pair.image])
                 pixels += example.counts
-                for part_ in records.frame_parts(data):
-                    digest.update(part_)
-                    file.write(part_)
+                for piece in records.frame_parts(data):
+                    digest.update(piece)
+                    file.write(piece)
                 at += records.record_bytes(length)
             records.sync(file, part)
         note |= {

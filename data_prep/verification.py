@@ -7,7 +7,7 @@ import os
 import numpy as np
 from etils import epath
 
-from data_prep import engines, images, labels, metadata, records, shards, sources
+from data_prep import engines, images, metadata, records, shards, sources
 from launch import entry
 
 _BLOCK = 1 << 20  # bytes read at a time where a file is only digested
@@ -171,9 +171,8 @@ def _check_record(data: bytes, row: tuple, task: Task, settings: shards.Settings
     if image.mode != 'RGB' or label.mode != 'L':
         raise ValueError(f'image of mode {image.mode}, label of mode {label.mode}; expected RGB and L')
     counts = np.array(label.histogram(), np.int64)
-    void = labels.void_ids(settings.table)
-    images.check_label_counts(counts, {entry_.id for entry_ in settings.table} | {void[0]})
-    if not labelled and counts[void].sum() < counts.sum():
+    images.check_label_counts(counts, settings.known)
+    if not labelled and counts[settings.void].sum() < counts.sum():
         raise ValueError('is flagged as having no labels, but its label image holds classes')
     if task.pairs and image_id in task.pairs:
         wanted = shards.encode_pair(task.pairs[image_id], settings)
