@@ -20,6 +20,7 @@ CORE = [
     'pillow>=11',  # PNG and JPEG outside of TensorFlow, pictures with text
     'tqdm>=4.66',  # progress bars
     'jinja2>=3',  # templates: the launchers' job files, the HTML of unet.report
+    'jinja2>=3',  # the HTML of unet.report, templates of the launchers
     'pyyaml>=6',  # Kubernetes manifests
 ]
 
@@ -39,6 +40,10 @@ setup(
     ],
     package_data={'unet': ['*.jinja'], 'launch': ['templates/*']},
     install_requires=CORE,
+    # Counts label pixels; without a C compiler or Python's headers it is left out, and Pillow does it.
+    ext_modules=[Extension('data_prep._png', ['data_prep/_png.c'], optional=True)],
+    install_requires=CORE,
+    package_data={'launch': ['templates/*'], 'unet': ['*.jinja']},
     extras_require={
         'core': [],  # nothing more; the make targets name a set of extras
         'cuda': ['tensorflow[and-cuda]>=2.21,<2.22'],  # NVIDIA's libraries for the GPU

@@ -51,7 +51,14 @@ def test_counts_are_those_of_the_pixels(monkeypatch):
 def test_rows_that_are_not_what_they_should_be():
     count = images._png.count_pixels
     assert np.frombuffer(count(b'\x00\x07\x07' * 3, 2, 3), np.int64)[7] == 6
-    for rows, width, height in ((b'', 2, 1), (bytes(5), 2, 2), (bytes(6), 2, 3), (bytes(4), -2, -4), (bytes(3), 0, 3), (bytes(3), 2**63 - 1, 1)):
+    for rows, width, height in (
+        (b'', 2, 1),
+        (bytes(5), 2, 2),
+        (bytes(6), 2, 3),
+        (bytes(4), -2, -4),
+        (bytes(3), 0, 3),
+        (bytes(3), 2**63 - 1, 1),
+    ):
         with pytest.raises(ValueError, match='rows of'):
             count(rows, width, height)
     with pytest.raises(ValueError, match='unknown filter'):
