@@ -40,10 +40,6 @@ setup(
     ],
     package_data={'unet': ['*.jinja'], 'launch': ['templates/*']},
     install_requires=CORE,
-    # Counts label pixels; without a C compiler or Python's headers it is left out, and Pillow does it.
-    ext_modules=[Extension('data_prep._png', ['data_prep/_png.c'], optional=True)],
-    install_requires=CORE,
-    package_data={'launch': ['templates/*'], 'unet': ['*.jinja']},
     extras_require={
         'core': [],  # nothing more; the make targets name a set of extras
         'cuda': ['tensorflow[and-cuda]>=2.21,<2.22'],  # NVIDIA's libraries for the GPU

@@ -104,7 +104,7 @@ def test_the_estimate_counts_every_parameter(options):
     assert cost.parameters == expected
     config.runtime.recompute = True
     less = estimate.cost(config, num_classes=19)
-    assert less.activation_bytes < 0.5 * cost.activation_bytes and less.parameters == cost.parameters
+    assert less.activation_bytes < 0.75 * cost.activation_bytes and less.parameters == cost.parameters
     most = estimate.largest_microbatch(cost, memory := 10 * 2**20)
     assert estimate.step_bytes(cost, most) <= memory < estimate.step_bytes(cost, most + 1)
 

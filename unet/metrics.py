@@ -37,7 +37,7 @@ def count_pairs(truth: np.ndarray, prediction: np.ndarray, num_ids: int) -> np.n
     """
     if truth.shape != prediction.shape or not truth.dtype == prediction.dtype == np.uint8:
         raise ValueError(
-            f'truth is {truth.dtype} {truth.shape}, prediction {prediction.dtype} {prediction.shape}: both must be uint8'
+            f'truth is {truth.dtype} {truth.shape}, prediction {prediction.dtype} {prediction.shape}: must be uint8'
         )
     if _count is None:
         return _count_in_numpy(truth, prediction, num_ids)
