@@ -126,7 +126,7 @@ def test_remote_records_are_verified_against_a_remote_source(local, bucket):
     upload(local / 'source', bucket / 'source')
     trees.build_here(bucket / 'source', bucket / 'records')
     manifest = verification.read_intact_manifest(bucket / 'records')
-    assert verification.check_files(bucket / 'records', manifest) == []
+    assert records.check_files(bucket / 'records', manifest) == []
     pairs, problems = verification.find_pairs(bucket / 'records', manifest, str(bucket / 'source'))
     assert len(pairs) == 5 and not problems
     split = records.read_split(bucket / 'records', 'validation')
