@@ -34,7 +34,7 @@ def read(root: epath.PathLike, location: str, size: int = -1) -> bytes:
       READ_ERRORS: if it cannot be read.
     """
     archive, _, name = location.rpartition('!')
-    with _archive(_join(root, archive)).open(name) if archive else _open(_join(root, name)) as file:
+    with _archive(os.path.join(root, archive)).open(name) if archive else _open(os.path.join(root, name)) as file:
         return file.read(size)
 
 
@@ -42,8 +42,8 @@ def size_of(root: epath.PathLike, location: str) -> int:
     """Bytes of a file. Raises READ_ERRORS if it is not there."""
     archive, _, name = location.rpartition('!')
     if archive:
-        return _archive(_join(root, archive)).getinfo(name).file_size
-    path = _join(root, name)
+        return _archive(os.path.join(root, archive)).getinfo(name).file_size
+    path = os.path.join(root, name)
     return epath.Path(path).stat().length if records.is_remote(path) else os.stat(path).st_size
 
 
@@ -84,10 +84,6 @@ def unreadable(location: str, error: Exception) -> str:
 def _without_scheme(path: epath.Path) -> str:
     """What epath's walk yields where it goes through fsspec."""
     return os.fspath(path).rpartition('://')[2]
-
-
-def _join(root: epath.PathLike, name: str) -> str:
-    return f'{os.fspath(root)}/{name}'
 
 
 def _open(path: str) -> io.IOBase:
