@@ -64,18 +64,8 @@ def _disturbed(workdir, data_dir, number: signal.Signals, rank: int, **fields) -
     launcher = subprocess.Popen(command, cwd=tiny.ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     while launcher.poll() is None and not (workdir / 'metrics.jsonl').exists():
         time.sleep(0.02)
-    os.kill(_worker(launcher.pid, rank), number)
+    os.kill(tiny.worker(launcher.pid, rank), number)
     return launcher.wait(timeout=300), launcher.stdout.read()
-
-
-def _worker(launcher: int, rank: int) -> int:
-    """The process of one rank."""
-    children = subprocess.run(['pgrep', '-P', str(launcher)], capture_output=True, text=True, check=True).stdout.split()
-    for child in children:
-        with open(f'/proc/{child}/environ') as environ:
-            if f'UNET_RANK={rank}' in environ.read().split('\0'):
-                return int(child)
-    raise AssertionError(f'no rank {rank} among {children}')
 
 
 def test_one_rank_asked_to_stop_stops_all_and_they_go_on_the_same(tmp_path, data_dir, undisturbed):

@@ -118,3 +118,13 @@ def largest_difference(one: pathlib.Path, other: pathlib.Path, step: int) -> flo
     assert first.keys() == second.keys()
     compared = [name for name in first if name.startswith(('model/', 'state/ema'))]
     return max(float(np.abs(first[name] - second[name]).max()) for name in compared)
+
+
+def worker(launcher: int, rank: int) -> int:
+    """The process of one rank below launch.local's."""
+    children = subprocess.run(['pgrep', '-P', str(launcher)], capture_output=True, text=True, check=True).stdout.split()
+    for child in children:
+        with open(f'/proc/{child}/environ') as environ:
+            if f'UNET_RANK={rank}' in environ.read().split('\0'):
+                return int(child)
+    raise AssertionError(f'no rank {rank} among {children}')
