@@ -64,7 +64,7 @@ def run(main: Callable[..., int | None], *, forwards: bool = False) -> NoReturn:
     if forwards and '--' in argv:
         argv, rest = argv[: argv.index('--')], argv[argv.index('--') + 1 :]
     call = functools.partial(main, rest) if forwards else main
-    app.run(lambda _: sys.exit(_status_of(call)), argv=argv, flags_parser=_parse_flags)
+    app.run(lambda _: _exit(_status_of(call)), argv=argv, flags_parser=_parse_flags)
 
 
 def cores() -> int:
@@ -104,6 +104,16 @@ def quiet_import() -> Iterator[None]:
             sys.stderr.flush()
             os.dup2(terminal, sys.stderr.fileno())
             os.close(terminal)
+
+
+def _exit(status: int) -> NoReturn:
+    """Ends the program; without TensorFlow's own farewell, which waits for its threads, for up to a minute."""
+    if 'tensorflow' not in sys.modules:
+        sys.exit(status)
+    with contextlib.suppress(BrokenPipeError):
+        sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _parse_flags(argv: list[str]) -> list[str]:

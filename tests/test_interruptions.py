@@ -1,4 +1,4 @@
-"""Work is never lost: stopped, killed, out of space, damaged, moved to other devices, a run ends as if it had not been."""
+"""Work is never lost: stopped, killed, out of space, damaged or moved, a run ends as if nothing had happened."""
 
 import os
 import random
