@@ -48,10 +48,10 @@ def test_what_takes_too_long_is_ended_in_time(tmp_path, data_dir):
     """A step that outlasts the grace after a request to stop, and one that outlasts the patience of the watchdog."""
     long = {
         'data.crop': '(512,512)',
-        'data.scale': '(0.05,0.06)',
+        'data.scale': '(13.0,13.0)',
         'model.width': 64,
         'model.depth': 5,
-        'global_batch': 8,
+        'runtime.microbatches': 4,
     }
     process = subprocess.Popen(
         tiny.train_command(tmp_path / 'a', data_dir, runtime__grace_seconds=1, **long),

@@ -29,7 +29,7 @@ def save(directory: str, checkpoint: tf.train.Checkpoint, *, step: int, keep: in
     name = f'ckpt-{step}'
     try:
         checkpoint.write(str(unfinished / name))
-    except (tf.errors.ResourceExhaustedError, tf.errors.UnknownError, tf.errors.InternalError) as error:
+    except tf.errors.OpError as error:  # a full disk has several names there
         shutil.rmtree(unfinished, ignore_errors=True)
         raise entry.Failure(
             entry.NO_STORAGE,
@@ -89,7 +89,7 @@ def restore_path(path: str, checkpoint: tf.train.Checkpoint) -> None:
     try:
         status = checkpoint.read(path)
         status.assert_existing_objects_matched().expect_partial()  # what is not asked for, e.g. slots, is left alone
-    except (tf.errors.OpError, ValueError, AssertionError) as error:
+    except (tf.errors.OpError, ValueError, AssertionError, IndexError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0][:200]
         raise entry.Failure(entry.BAD_DATA, f'{path}: cannot be restored ({reason}).') from error
 
