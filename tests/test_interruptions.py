@@ -62,7 +62,7 @@ def test_what_takes_too_long_is_ended_in_time(tmp_path, data_dir):
     )
     while process.stdout.readline() != 'Starting from scratch\n':
         assert process.poll() is None
-    time.sleep(1)
+    time.sleep(6)  # by then the first step is under way, which takes a minute
     process.send_signal(signal.SIGTERM)
     _, error = process.communicate(timeout=60)
     assert process.returncode == entry.STOPPED and 'config.runtime.grace_seconds=1' in error, error

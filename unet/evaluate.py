@@ -162,7 +162,7 @@ def _with_progress(results, total: int, group, stall_seconds: float):
 def _write(total, learnt: str, table, split: str, path: str, looks: dict) -> dict[str, float]:
     """Writes the files of the workdir and returns the scores."""
     from data_prep import labels, records
-    from unet import console, heatmap, metrics
+    from unet import console, heatmap, metrics, visualize
 
     scores = total.scores(table)
     if learnt == 'label_ids':
@@ -181,7 +181,7 @@ def _write(total, learnt: str, table, split: str, path: str, looks: dict) -> dic
     records.write_atomically(_file('evaluate', split, 'json'), json.dumps(result) + '\n')
     shown = table if learnt == 'label_ids' else labels.classes(table)
     title = f'{path}\n{console.headline(scores)}'
-    heatmap.save(_file('confusion', split, 'png'), total.confusion, shown, title)
+    visualize.save(heatmap.draw(total.confusion, shown, title), _file('confusion', split, 'png'))
     return scores
 
 

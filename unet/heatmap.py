@@ -1,26 +1,22 @@
 """A picture of a confusion matrix.
 
-heatmap.save('runs/cityscapes/confusion-validation.png', confusion, shown, title='...')
+picture = heatmap.draw(confusion, shown, title='...')     # uint8 [h, w, 3]
 """
-
-import io
-import os
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from data_prep import labels, records
+from data_prep import labels
 
 _WRITTEN = 0.005  # shares below this are left blank
 _DARK = 0.5  # shares above this are written in white
 
 
-def save(path: os.PathLike | str, confusion: np.ndarray, shown: labels.Table, title: str) -> None:
-    """Draws where the pixels of each class went, in per cent of the class, and writes a PNG.
+def draw(confusion: np.ndarray, shown: labels.Table, title: str) -> np.ndarray:
+    """Draws where the pixels of each class went, in per cent of the class, as uint8 [h, w, 3].
 
     Args:
-      path: of the PNG.
       confusion: int64 [n, n] in label ids, rows true ids, columns predicted ids.
       shown: the classes to draw, in this order; predictions of all others share a last column.
       title: of the picture.
@@ -35,8 +31,8 @@ def save(path: os.PathLike | str, confusion: np.ndarray, shown: labels.Table, ti
     shares = counts / np.maximum(pixels, 1)
 
     side = 2.6 + 0.36 * len(ids)  # inches
-    figure = Figure(figsize=(side + 0.9, side), layout='constrained')
-    FigureCanvasAgg(figure)
+    figure = Figure(figsize=(side + 0.9, side), layout='constrained', dpi=110)
+    canvas = FigureCanvasAgg(figure)
     axes = figure.subplots()
     image = axes.imshow(np.where(pixels > 0, shares, np.nan), cmap='Blues', vmin=0, vmax=1)
     axes.set_facecolor('0.93')  # rows of classes that do not occur
@@ -51,6 +47,5 @@ def save(path: os.PathLike | str, confusion: np.ndarray, shown: labels.Table, ti
         axes.text(column, row, f'{100 * share:.0f}', ha='center', va='center', fontsize=7, color=color)
     bar = figure.colorbar(image, ax=axes, shrink=0.8)
     bar.set_label('share of the true class')
-    content = io.BytesIO()
-    figure.savefig(content, format='png', dpi=110)
-    records.write_atomically(path, content.getvalue())
+    canvas.draw()
+    return np.ascontiguousarray(np.asarray(canvas.buffer_rgba())[..., :3])

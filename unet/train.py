@@ -29,6 +29,7 @@ from unet import (
     cluster,
     console,
     from_config,
+    heatmap,
     input_pipeline,
     memory,
     metrics,
@@ -237,7 +238,7 @@ def _loop(
     run: str,
     contents: tf.train.Checkpoint,
     train_steps: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
-    evaluate: Callable[[int, console.Progress, stopping.Stall], tuple[dict[str, float], np.ndarray | None]],
+    evaluate: Callable[[int, console.Progress, stopping.Stall], tuple[dict[str, float], dict[str, np.ndarray]]],
     writer: workdir.MetricsWriter | None,
     group: peers.Peers,
     stop: stopping.StopRequest,
@@ -278,11 +279,12 @@ def _loop(
                     if best:
                         state.best.assign(scores[config.eval.best_metric])
                     if chief:
-                        writer.write(done, scores, {'eval/pictures': pictures} if pictures is not None else None)
+                        writer.write(done, scores, pictures)
                         if best:
                             checkpoint.save(os.path.join(run, workdir.BEST), contents, step=done, keep=1)
-                        if pictures is not None:
-                            visualize.save(pictures, os.path.join(run, 'pictures', f'step-{done:06d}.png'))
+                        if pictures:
+                            file = os.path.join(run, 'pictures', f'step-{done:06d}.png')
+                            visualize.save(pictures['eval/pictures'], file)
             if (due(config.checkpoint.every_steps) or stopping_now) and done > saved:
                 if chief:
                     folder = os.path.join(run, workdir.CHECKPOINTS)
@@ -410,8 +412,8 @@ def _evaluate(
     done: int,
     progress: console.Progress,
     stall: stopping.Stall,
-) -> tuple[dict[str, float], np.ndarray | None]:
-    """Scores of the whole split, and a picture of some of its images (image, truth, prediction).
+) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """Scores of the whole split; pictures of some of its images (image, truth, prediction) and of the confusion matrix.
 
     Raises:
       scoring.Interrupted: if a request to stop comes meanwhile.
@@ -433,10 +435,11 @@ def _evaluate(
             tick=tick,
             stop=lambda: bool(stop),
         )
-        seconds, pictures = time.monotonic() - started, None
+        seconds, pictures = time.monotonic() - started, {}
         if draw and config.eval.pictures:
             chosen = np.linspace(0, len(split) - 1, min(config.eval.pictures, len(split))).astype(int)
-            pictures = visualize.rows_of_examples(predict, split, chosen, table)
+            pictures['eval/pictures'] = visualize.rows_of_examples(predict, split, chosen, table)
+            pictures['eval/confusion'] = heatmap.draw(confusion, labels.classes(table), f'step {done}')
     scores = metrics.scores(confusion, table) | {'time/eval_images_per_second': len(split) / seconds}
     progress.say(f'step {done}/{config.num_steps}  {console.headline(scores, len(split))}')
     return scores, pictures
