@@ -3,12 +3,17 @@
     python -m launch.local --workers=2 --workdir=runs/two -- --config=configs/synthetic.py --data_dir=data/synthetic
 
 Everything after `--` goes to unet.main unchanged. Each line of output is prefixed by the worker's rank. If
-one worker fails, all end; Ctrl-C and SIGTERM stop all of them and are waited for.
+one worker fails, all end; Ctrl-C and SIGTERM stop all of them and are waited for. With --workdir the launch is recorded
+there, with its output; --status, --follow and --cancel find it from another terminal.
 """
 
 import contextlib
 import ctypes
+import fcntl
 import os
+import pathlib
+import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,10 +21,11 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from typing import IO
 
 from absl import flags
 
-from launch import entry
+from launch import entry, record
 from launch.command import check, overall_status
 
 _WORKERS = flags.DEFINE_integer('workers', 2, 'Number of worker processes.', lower_bound=1)
@@ -31,8 +37,15 @@ _DEVICES = flags.DEFINE_integer(
     lower_bound=0,
 )
 _MODULE = flags.DEFINE_string('module', 'unet.main', 'Program to start.')
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Forwarded to the program.')
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Forwarded to the program; the launch is recorded in it.')
 _DATA_DIR = flags.DEFINE_string('data_dir', None, 'Forwarded to the program.')
+_DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Check, and print what would be started.')
+_STATUS = flags.DEFINE_bool('status', False, 'Print the state of the last launch of --workdir.')
+_FOLLOW = flags.DEFINE_bool('follow', False, 'Print the output of the last launch of --workdir as it grows.')
+_CANCEL = flags.DEFINE_bool('cancel', False, 'End the last launch of --workdir; a run saves a checkpoint first.')
+
+_LOG = 'output.log'  # locked by the launcher as long as it lives
+_ENDED = 'status'  # its exit status
 
 _LEAVE_ALONE = 20  # seconds in which workers may end by themselves after one has failed
 _KILL_AFTER = 40  # seconds from the request to stop to SIGKILL
@@ -76,6 +89,12 @@ def environments(workers: int, devices_per_worker: int, gpus: list[str]) -> list
 
 
 def main(arguments: list[str]) -> int:
+    if _STATUS.value or _FOLLOW.value or _CANCEL.value:
+        if not _WORKDIR.value:
+            raise entry.Failure(entry.BAD_USAGE, 'pass the --workdir of the launch')
+        launch = record.latest(_WORKDIR.value, 'local')
+        with record.watched(launch):
+            return _look_after(launch)
     command = [sys.executable, '-u', '-m', _MODULE.value]
     command += [f'--{flag.name}={flag.value}' for flag in (_WORKDIR, _DATA_DIR) if flag.value is not None]
     command += arguments
@@ -83,12 +102,17 @@ def main(arguments: list[str]) -> int:
     gpus = entry.visible_gpus()
     if not gpus and _WORKERS.value == 1 and _DEVICES.value:
         command.append(f'--config.runtime.virtual_devices={_DEVICES.value}')
+    environs = environments(_WORKERS.value, _DEVICES.value, gpus)
+    if _DRY_RUN.value:
+        for environ in environs:
+            print(*(f'{name}={shlex.quote(value)}' for name, value in environ.items()), shlex.join(command))
+        return entry.OK
     stop_asked = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop_asked.set())
     workers, readers = [], []
-    with _no_worker_left_behind(workers):
-        for rank, environ in enumerate(environments(_WORKERS.value, _DEVICES.value, gpus)):
+    with _recorded(command) as log, _no_worker_left_behind(workers):
+        for rank, environ in enumerate(environs):
             workers.append(
                 subprocess.Popen(
                     command,
@@ -99,12 +123,60 @@ def main(arguments: list[str]) -> int:
                     preexec_fn=_end_with_parent,
                 )
             )
-            readers.append(threading.Thread(target=_prefix_lines, args=(rank, workers[-1]), daemon=True))
+            readers.append(threading.Thread(target=_prefix_lines, args=(rank, workers[-1], log), daemon=True))
             readers[-1].start()
         statuses = _wait(workers, stop_asked)
         for reader in readers:
             reader.join()
-        return overall_status(statuses)
+        status = overall_status(statuses)
+        if log:
+            pathlib.Path(log.name).with_name(_ENDED).write_text(f'{status}\n')
+        return status
+
+
+@contextlib.contextmanager
+def _recorded(command: list[str]) -> Iterator[IO[bytes] | None]:
+    """Records the launch in the workdir, if there is one, and yields its log."""
+    if not _WORKDIR.value:
+        yield None
+        return
+    folder = record.begin(_WORKDIR.value)
+    with open(folder / _LOG, 'wb', buffering=0) as log:
+        fcntl.flock(log, fcntl.LOCK_EX)
+        record.finish(folder, {'launcher': 'local', 'job': os.getpid(), 'command': command})
+        yield log
+
+
+def _look_after(launch: dict) -> int:
+    """--status, --follow or --cancel."""
+    folder = pathlib.Path(launch['folder'])
+    with open(folder / _LOG, 'rb') as log:
+        while True:
+            running = _is_locked(log)
+            if _FOLLOW.value:
+                shutil.copyfileobj(log, sys.stdout.buffer)
+                sys.stdout.buffer.flush()
+            if not (running and _FOLLOW.value):
+                break
+            time.sleep(0.2)
+    if running:
+        if _CANCEL.value:
+            os.kill(launch['job'], signal.SIGTERM)
+        print(f'process {launch["job"]} {"is asked to stop" if _CANCEL.value else "is running"}', flush=True)
+        return entry.OK
+    ended = folder / _ENDED
+    status = int(ended.read_text()) if ended.exists() else None
+    print('ended ' + (f'with status {status}' if ended.exists() else 'without a word: it was killed'), flush=True)
+    return (status if ended.exists() else entry.PEER_LOST) if _FOLLOW.value else entry.OK
+
+
+def _is_locked(file: IO[bytes]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    fcntl.flock(file, fcntl.LOCK_UN)
+    return False
 
 
 def _wait(workers: list[subprocess.Popen], stop_asked: threading.Event) -> list[int]:
@@ -153,10 +225,13 @@ def _end_with_parent() -> None:
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
 
 
-def _prefix_lines(rank: int, worker: subprocess.Popen) -> None:
+def _prefix_lines(rank: int, worker: subprocess.Popen, log: IO[bytes] | None) -> None:
     for line in worker.stdout:
-        sys.stdout.buffer.write(b'[%d] %s' % (rank, line))
+        line = b'[%d] %s' % (rank, line)
+        sys.stdout.buffer.write(line)
         sys.stdout.buffer.flush()
+        if log:
+            log.write(line)
 
 
 if __name__ == '__main__':

@@ -214,3 +214,20 @@ def test_local_passes_everything_on_and_its_failures_back(tmp_path):
     assert done.returncode == 65, done.stderr
     expected = str(['--workdir=a b', '--x=$y "z"', '--n=1'])
     assert sorted(done.stdout.splitlines()) == [f'[0] {expected}', f'[1] {expected}']
+
+
+def test_a_local_launch_is_looked_after_from_another_terminal(tmp_path):
+    (tmp_path / 'worker.py').write_text('import time\nprint("at work", flush=True)\ntime.sleep(60)\n')
+    command = [sys.executable, '-m', 'launch.local', '--module=worker', f'--workdir={tmp_path / "a run"}']
+    environ = {'PYTHONPATH': str(tmp_path)}
+    assert tiny.run([*command, '--status'], **environ).returncode == entry.MISSING_INPUT
+    shown = tiny.run([*command, '--dry_run', '--', '--x=$y'], **environ)
+    assert shown.returncode == 0 and shown.stdout.count("'--x=$y'") == 2 and 'UNET_RANK=1' in shown.stdout
+    launcher = subprocess.Popen(command, cwd=tiny.ROOT, env=os.environ | environ, stdout=subprocess.PIPE, text=True)
+    assert {launcher.stdout.readline(), launcher.stdout.readline()} == {'[0] at work\n', '[1] at work\n'}
+    assert f'process {launcher.pid} is running' in tiny.run([*command, '--status'], **environ).stdout
+    assert tiny.run([*command, '--cancel'], **environ).returncode == 0
+    status = launcher.wait(60)
+    followed = tiny.run([*command, '--follow'], **environ)
+    assert followed.returncode == status == 128 + signal.SIGTERM
+    assert sorted(followed.stdout.splitlines()) == ['[0] at work', '[1] at work', f'ended with status {status}']
