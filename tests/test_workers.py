@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from launch import entry, local
+from launch import command, entry
 from tests import tiny
 from unet import cluster, peers
 
@@ -192,16 +192,28 @@ def _free_ports(count: int) -> list[int]:
     return ports
 
 
-def test_local_shares_out_gpus_and_sums_up_statuses():
-    shares = [environ['CUDA_VISIBLE_DEVICES'] for environ in local.environments(2, 0, ['0', '1', '2', '3'])]
-    assert shares == ['0,1', '2,3']
-    with pytest.raises(entry.Failure, match='need 4; this host has 3'):
-        local.environments(2, 2, ['0', '1', '2'])
-    with pytest.raises(entry.Failure, match='no GPUs'):
-        local.environments(2, 2, [])
-    assert local.overall_status([0, 0]) == 0
-    assert local.overall_status([75, 76]) == 76
-    assert local.overall_status([76, 65, 75]) == 65
+def test_local_shares_out_gpus():
+    """In a process of its own, since each program has its own flags."""
+    code = """
+from launch import entry, local
+shares = [environ['CUDA_VISIBLE_DEVICES'] for environ in local.environments(2, 0, ['0', '1', '2', '3'])]
+assert shares == ['0,1', '2,3'], shares
+for arguments, text in (((2, 2, ['0', '1', '2']), 'need 4; this host has 3'), ((2, 2, []), 'no GPUs')):
+    try:
+        local.environments(*arguments)
+    except entry.Failure as failure:
+        assert text in str(failure) and failure.status == entry.BAD_CONFIG
+    else:
+        raise AssertionError(arguments)
+"""
+    done = tiny.run([sys.executable, '-c', code])
+    assert done.returncode == 0, done.stderr
+
+
+def test_one_status_for_several_ranks():
+    assert command.overall_status([0, 0]) == 0
+    assert command.overall_status([75, 76]) == 76
+    assert command.overall_status([76, 65, 75]) == 65
 
 
 def test_local_passes_everything_on_and_its_failures_back(tmp_path):

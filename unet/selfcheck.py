@@ -174,7 +174,7 @@ def _overflows_are_withheld(training: _Training) -> Iterator[Check]:
         scale = float(_local(training.state.scale)[0])
         yield Check(
             f'an overflow on device {replica} is withheld on all',
-            withheld and scale == metrics['loss_scale'] / 2,
+            bool(withheld and scale == metrics['loss_scale'] / 2),
             f'loss scale {metrics["loss_scale"]:g} -> {scale:g}, weights {"kept" if withheld else "CHANGED"}',
             'Use config.precision=bfloat16 or float32.',
         )
