@@ -221,10 +221,11 @@ def test_local_passes_everything_on_and_its_failures_back(tmp_path):
         'import os, sys, time\nprint(sys.argv[1:], flush=True)\n'
         "if os.environ['UNET_RANK'] == '1': sys.exit(65)\ntime.sleep(0.5)\nsys.exit(76)\n"
     )
-    command = [sys.executable, '-m', 'launch.local', '--module=worker', '--workdir=a b', '--', '--x=$y "z"', '--n=1']
+    workdir = f'--workdir={tmp_path / "a b"}'
+    command = [sys.executable, '-m', 'launch.local', '--module=worker', workdir, '--', '--x=$y "z"', '--n=1']
     done = tiny.run(command, PYTHONPATH=str(tmp_path))
     assert done.returncode == 65, done.stderr
-    expected = str(['--workdir=a b', '--x=$y "z"', '--n=1'])
+    expected = str([workdir, '--x=$y "z"', '--n=1'])
     assert sorted(done.stdout.splitlines()) == [f'[0] {expected}', f'[1] {expected}']
 
 
