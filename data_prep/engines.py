@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import contextlib
-import ctypes
 import multiprocessing
 import os
 import signal
@@ -18,7 +17,6 @@ from launch import entry
 
 _LOG_SECONDS = 10  # between two lines of progress in a log
 _NOT_FORKED = {'tensorflow', 'fsspec'}  # their threads are missing in a copy; epath imports them for remote paths
-_MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # parameters of glibc's mallopt
 
 
 def run_local(todo: list[shards.Shard], settings: shards.Settings, workers: int) -> None:
@@ -124,7 +122,7 @@ def _start_worker(stopping) -> None:
     """Follows the parent process: a worker of the executor would outlive its sudden death, and write on."""
     parent = multiprocessing.parent_process()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # sent to all processes of a job; the parent answers it
-    _keep_freed_memory()
+    entry.keep_freed_memory()
 
     def end_with_parent() -> None:
         parent.join()
@@ -136,17 +134,6 @@ def _start_worker(stopping) -> None:
 
     threading.Thread(target=end_with_parent, daemon=True).start()
     threading.Thread(target=stop_when_told, daemon=True).start()
-
-
-def _keep_freed_memory() -> None:
-    """Lets glibc keep up to 64 MiB that were freed, as a worker frees and needs megabytes for every pair.
-
-    Else they go back to the system each time, and that gives them again page by page, for a third of the whole time.
-    """
-    with contextlib.suppress(AttributeError):  # another C library
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_MMAP_THRESHOLD, 32 << 20)
-        mallopt(_TRIM_THRESHOLD, 64 << 20)
 
 
 @contextlib.contextmanager
