@@ -7,15 +7,11 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 
-from tqdm import tqdm
-
 from data_prep import shards
-from launch import entry
+from launch import entry, progress
 
-_LOG_SECONDS = 10  # between two lines of progress in a log
 _NOT_FORKED = {'tensorflow', 'fsspec'}  # their threads are missing in a copy; epath imports them for remote paths
 
 
@@ -26,7 +22,7 @@ def run_local(todo: list[shards.Shard], settings: shards.Settings, workers: int)
       KeyboardInterrupt: on Ctrl-C or SIGTERM, after the workers have ended; at most a pair each is waited for.
       Failure: PEER_LOST if a worker was killed.
     """
-    with worker_pool(workers) as pool, progress(sum(len(shard.pairs) for shard in todo)) as advance:
+    with worker_pool(workers) as pool, progress.show(sum(len(shard.pairs) for shard in todo), 'image') as advance:
         for done in in_pool(pool, shards.write_shard, todo, settings):
             advance(done)
 
@@ -77,23 +73,6 @@ def terminate_like_interrupt() -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, interrupt)
-
-
-@contextlib.contextmanager
-def progress(total: int, unit: str = 'image') -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal, a line every few seconds in a log."""
-    done, last = 0, time.monotonic()
-    with tqdm(total=total, unit=unit, disable=not sys.stderr.isatty()) as bar:
-
-        def advance(count: int) -> None:
-            nonlocal done, last
-            done += count
-            bar.update(count)
-            if bar.disable and time.monotonic() - last >= _LOG_SECONDS:
-                last = time.monotonic()
-                print(f'{done:,} of {total:,} {unit}s', flush=True)
-
-        yield advance
 
 
 def run_beam(todo: list[shards.Shard], settings: shards.Settings, options: list[str]) -> None:

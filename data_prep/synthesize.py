@@ -14,15 +14,13 @@ import multiprocessing
 import os
 import pathlib
 import signal
-import sys
 
 import numpy as np
 from absl import flags
 from PIL import Image
-from tqdm import tqdm
 
 from data_prep import images, street
-from launch import entry
+from launch import entry, progress
 
 _CITYSCAPES_DIR = flags.DEFINE_string(
     'cityscapes_dir',
@@ -110,7 +108,9 @@ def main() -> None:
         processes, mp_context=multiprocessing.get_context('spawn'), initializer=_leave_interrupts_to_parent
     )
     try:
-        _show_progress(pool.map(write, tasks), len(tasks))
+        with progress.show(len(tasks), 'scene') as advance:
+            for _ in pool.map(write, tasks):
+                advance(1)
     finally:
         pool.shutdown(cancel_futures=True)
     print(f'{counts["train"]} train and {counts["val"]} val scenes of {height}x{width} in {root}')
@@ -120,17 +120,6 @@ def main() -> None:
 def _leave_interrupts_to_parent() -> None:
     """Ctrl-C reaches every process of the terminal; only the parent answers it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _show_progress(results, total: int) -> None:
-    """A bar on a terminal, ten plain lines elsewhere."""
-    if sys.stdout.isatty():
-        for _ in tqdm(results, total=total, unit='scene', file=sys.stdout, dynamic_ncols=True):
-            pass
-        return
-    for done, _ in enumerate(results, 1):
-        if done % max(1, total // 10) == 0 or done == total:
-            print(f'{done}/{total} scenes', flush=True)
 
 
 if __name__ == '__main__':

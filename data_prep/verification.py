@@ -8,7 +8,7 @@ import numpy as np
 from etils import epath
 
 from data_prep import engines, images, metadata, records, shards, sources
-from launch import entry
+from launch import entry, progress
 
 _BLOCK = 1 << 20  # bytes read at a time where a file is only digested
 
@@ -121,7 +121,7 @@ def verify(
             split_of[file] = name
     problems, counts = [], {name: np.zeros(256, np.int64) for name in split_of.values()}
     total = sum(len(task.rows) for task in tasks)
-    with engines.worker_pool(min(workers, max(len(tasks), 1))) as pool, engines.progress(total) as advance:
+    with engines.worker_pool(min(workers, max(len(tasks), 1))) as pool, progress.show(total, 'image') as advance:
         size_of = {task.file: len(task.rows) for task in tasks}
         for finding in engines.in_pool(pool, verify_shard, tasks, settings):
             problems += finding.problems

@@ -1,10 +1,8 @@
 """What a run says: a greeting, a bar on a terminal or plain lines in a log, and scores."""
 
-import contextlib
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
 
 import keras
 import numpy as np
@@ -14,8 +12,6 @@ from tqdm import tqdm
 
 from data_prep import records
 from unet import step
-
-_LOG_SECONDS = 10  # between two lines of progress in a log
 
 
 def hello(
@@ -130,20 +126,3 @@ def _peak_memory() -> dict[str, float]:
     names = [device.name.removeprefix('/device:') for device in tf.config.list_logical_devices('GPU')]
     peaks = [tf.config.experimental.get_memory_info(name)['peak'] for name in names]
     return peak | ({'memory/gpu_peak_gib': max(peaks) / 2**30} if peaks else {})
-
-
-@contextlib.contextmanager
-def progress(total: int, unit: str) -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal, a line every few seconds in a log; what it gives is called with the count just done."""
-    done, last = 0, time.monotonic()
-    with tqdm(total=total, unit=unit, disable=not sys.stderr.isatty(), dynamic_ncols=True) as bar:
-
-        def advance(count: int) -> None:
-            nonlocal done, last
-            done += count
-            bar.update(count)
-            if bar.disable and time.monotonic() - last >= _LOG_SECONDS:
-                last = time.monotonic()
-                print(f'{done:,} of {total:,} {unit}s', flush=True)
-
-        yield advance

@@ -18,7 +18,7 @@ import os
 
 from absl import flags
 
-from launch import entry
+from launch import entry, progress
 from unet import looking
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; required.')
@@ -148,15 +148,14 @@ def _evaluate(config, split, looks: dict, scored: bool, instance_files: dict | N
 
 def _with_progress(results, total: int, group, stall_seconds: float):
     """Passes on what comes, shows how far all processes are, and ends the process if nothing comes for too long."""
-    from tqdm import tqdm
-
     from unet import stopping
 
-    with stopping.Stall(stall_seconds) as stall, tqdm(total=total, unit='image', disable=group.rank or None) as bar:
-        for result in results:
+    shown = contextlib.nullcontext(lambda count: None) if group.rank else progress.show(total, 'image')
+    with stopping.Stall(stall_seconds) as stall, shown as advance:
+        for done, result in enumerate(results):
             yield result
             stall.progress()
-            bar.update(min(group.size, total - bar.n))
+            advance(max(0, min(group.size, total - done * group.size)))
 
 
 def _write(total, learnt: str, table, split: str, path: str, looks: dict) -> dict[str, float]:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from absl import flags
 
-from launch import entry
+from launch import entry, progress
 
 _FORMATS = ('saved_model', 'float16', 'int8', 'onnx')
 
@@ -53,7 +53,7 @@ def main() -> None:
 
     with entry.quiet_import():
         from data_prep import records
-        from unet import console, converters, examples, exporting, folding, from_config, saved_model
+        from unet import converters, examples, exporting, folding, from_config, saved_model
 
     if 'onnx' in _WANTED.value:
         converters.check_onnx()
@@ -96,7 +96,7 @@ def main() -> None:
         print(exporting.write_file('float16', content, output / 'model.float16.tflite', model, at_size), flush=True)
     if 'int8' in _WANTED.value:
         count = min(_CALIBRATION_IMAGES.value, len(calibration))
-        with console.progress(count, 'calibration image') as advance:
+        with progress.show(count, 'calibration image') as advance:
             content = converters.int8(folded, size, lambda: calibration_images(advance))
         print(exporting.write_file('int8', content, output / 'model.int8.tflite', model, at_size), flush=True)
     if 'onnx' in _WANTED.value:

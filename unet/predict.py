@@ -15,7 +15,7 @@ import pathlib
 
 from absl import flags
 
-from launch import entry
+from launch import entry, progress
 
 _OUTPUTS = ('label_ids', 'colors', 'overlays', 'panels', 'confidence')
 _WAITING = 32  # images whose pictures may be waiting to be written
@@ -55,7 +55,7 @@ def main() -> None:
     with entry.quiet_import():
         import tensorflow as tf
 
-        from unet import cluster, console, from_config, saved_model, visualize
+        from unet import cluster, from_config, saved_model, visualize
 
     strategy = cluster.make_strategy(0)  # which also refuses to run on the CPU of a machine with GPUs unnoticed
     with strategy.scope():
@@ -84,7 +84,7 @@ def main() -> None:
 
     problems, done, writing = [], 0, collections.deque()
     with (
-        console.progress(frames.count(sources), 'image') as advance,
+        progress.show(frames.count(sources), 'image') as advance,
         concurrent.futures.ThreadPoolExecutor(entry.cores()) as pool,
     ):
         for names, images in frames.batched(frames.read(sources, problems), _BATCH.value):

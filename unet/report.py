@@ -11,7 +11,7 @@ import os
 
 from absl import flags
 
-from launch import entry
+from launch import entry, progress
 
 _WORKDIR = flags.DEFINE_multi_string('workdir', [], 'Folder of a run; required, may be repeated to compare runs.')
 _DATA_DIR = flags.DEFINE_string(
@@ -40,9 +40,9 @@ def main() -> None:
     output = _OUTPUT.value or os.path.join(_WORKDIR.value[0], default)
 
     with entry.quiet_import():
-        from unet import console, reporting
+        from unet import reporting
 
-    with console.progress(_IMAGES.value * len(_WORKDIR.value), 'image') as advance:
+    with progress.show(_IMAGES.value * len(_WORKDIR.value), 'image') as advance:
         reporting.write(
             _WORKDIR.value,
             output,
