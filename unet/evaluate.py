@@ -88,8 +88,7 @@ def _evaluate(config, split, looks: dict, scored: bool, instance_files: dict | N
         group = until_the_end.enter_context(
             peers.meet(workers.addresses, workers.rank, peer_seconds=runtime.peer_seconds, check=stop.check)
         )
-        if group.rank:  # several processes speak once
-            until_the_end.enter_context(contextlib.redirect_stdout(until_the_end.enter_context(open(os.devnull, 'w'))))
+        until_the_end.enter_context(peers.one_voice(group))
         group.agree(f'the split {split.name}', split.digest(), 'give all ranks the same records')
         strategy = cluster.make_strategy(
             runtime.virtual_devices, workers, peer_seconds=runtime.peer_seconds, stall_seconds=runtime.stall_seconds

@@ -14,6 +14,7 @@ gather, {"bye": status, "why"} before leaving, {"lost"} from rank 0 to tell of a
 
 import contextlib
 import json
+import os
 import queue
 import socket
 import threading
@@ -181,6 +182,16 @@ def meet(
             if unreachable:
                 raise entry.Failure(entry.BAD_CONFIG, f'{"; ".join(unreachable[:4])}. Is a firewall between them?')
             yield group
+
+
+@contextlib.contextmanager
+def one_voice(group: Peers) -> Iterator[None]:
+    """Within it only rank 0 prints to stdout: several processes speak once."""
+    with contextlib.ExitStack() as until_the_end:
+        if group.rank:
+            nowhere = until_the_end.enter_context(open(os.devnull, 'w'))
+            until_the_end.enter_context(contextlib.redirect_stdout(nowhere))
+        yield
 
 
 def _listener(addresses: list[str], rank: int) -> socket.socket:

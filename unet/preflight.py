@@ -52,8 +52,7 @@ def main() -> int:
         group = until_the_end.enter_context(
             peers.meet(workers.addresses, workers.rank, peer_seconds=config.runtime.peer_seconds)
         )
-        if group.rank:
-            until_the_end.enter_context(contextlib.redirect_stdout(until_the_end.enter_context(open(os.devnull, 'w'))))
+        until_the_end.enter_context(peers.one_voice(group))
         tell(checks.Check('workers', True, f'{workers.count}, each reached by each other'))
         split = records.read_split(_DATA_DIR.value, '+'.join(config.data.train_splits))
         train.agree(group, config, [split])

@@ -84,8 +84,7 @@ def train_and_evaluate(
             peers.meet(workers.addresses, workers.rank, peer_seconds=runtime.peer_seconds, check=stop.check)
         )
         chief = group.rank == 0
-        if not chief:  # several hosts speak once
-            until_the_end.enter_context(contextlib.redirect_stdout(until_the_end.enter_context(open(os.devnull, 'w'))))
+        until_the_end.enter_context(peers.one_voice(group))
         agree(group, config, [train_split, eval_split])
         strategy = cluster.make_strategy(
             runtime.virtual_devices, workers, peer_seconds=runtime.peer_seconds, stall_seconds=runtime.stall_seconds
