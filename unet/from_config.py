@@ -80,6 +80,12 @@ def class_of_id(learnt: str, table: labels.Table) -> np.ndarray:
     return lookup
 
 
+def train_state(config: ConfigDict, net: keras.Model) -> step.TrainState:
+    """What a run remembers besides the network, before its first step."""
+    weights = [variable.value for variable in net.trainable_variables]
+    return step.TrainState(config.optimizer.name, weights, ema=config.optimizer.ema > 0)
+
+
 def losses(config: ConfigDict, table: labels.Table, class_pixels: np.ndarray | None) -> list:
     """What is minimised, see `loss.make_losses`.
 

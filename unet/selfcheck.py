@@ -94,8 +94,7 @@ class _Training:
         self.replicas = strategy.num_replicas_in_sync
         with strategy.scope():
             network = from_config.network(config, table, replicas=self.replicas)
-            weights = [variable.value for variable in network.trainable_variables]
-            self.state = step.TrainState(config.optimizer.name, weights, ema=config.optimizer.ema > 0)
+            self.state = from_config.train_state(config, network)
         self.contents = tf.train.Checkpoint(model=network, state=self.state)
         replica_step = from_config.replica_step(config, network, self.state, table, self.replicas, None)
         compiled = tf.function(replica_step, jit_compile=jit_compile)

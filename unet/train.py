@@ -105,8 +105,8 @@ def train_and_evaluate(
         group.gather(None)  # the workdir is ours
         with strategy.scope():
             network = from_config.network(config, table, replicas=replicas)
-            weights = [variable.value for variable in network.trainable_variables]
-            state = step.TrainState(config.optimizer.name, weights, ema=config.optimizer.ema > 0)
+            state = from_config.train_state(config, network)
+        weights = [variable.value for variable in network.trainable_variables]
         contents = tf.train.Checkpoint(model=network, state=state)
         restored = checkpoint.restore(os.path.join(run, workdir.CHECKPOINTS), contents)
         group.agree(f'the checkpoint in {run}', restored, 'the workdir must be on a filesystem that all hosts share')
@@ -183,8 +183,7 @@ def _settled_microbatches(
 
     def try_step(tried: ConfigDict) -> None:
         network = from_config.network(tried, table, replicas=1)
-        weights = [variable.value for variable in network.trainable_variables]
-        state = step.TrainState(tried.optimizer.name, weights, ema=tried.optimizer.ema > 0)
+        state = from_config.train_state(tried, network)
         replica_step = from_config.replica_step(tried, network, state, table, 1, class_pixels)
         tf.function(replica_step, jit_compile=from_config.jit_compile(tried, replicas))(batch, tf.constant(0.0))
 
