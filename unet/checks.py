@@ -1,6 +1,6 @@
 """What can be known to go wrong before the first step, one line per check.
 
-for check in checks.before_training(config, run, data_dir, strategy):
+for check in checks.before_training(config, run, data_dir, split, table, strategy):
     print(check)
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 from ml_collections import ConfigDict
 
-from data_prep import records
+from data_prep import labels, records
 from launch import entry
 from unet import cluster, estimate, from_config, memory
 
@@ -43,23 +43,31 @@ class Check:
         return line if self.passed or not self.remedy else f'{line}. {self.remedy}'
 
 
-def before_training(config: ConfigDict, run: str, data_dir: str, strategy: tf.distribute.Strategy) -> Iterator[Check]:
+def before_training(
+    config: ConfigDict,
+    run: str,
+    data_dir: str,
+    split: records.Split,
+    table: labels.Table,
+    strategy: tf.distribute.Strategy,
+) -> Iterator[Check]:
     """Checks that every process makes for itself.
 
     Args:
       config: a valid one.
       run: the workdir.
       data_dir: the record folder.
+      split: what is trained on, of that folder.
+      table: its label table.
       strategy: of the run.
     """
     replicas = strategy.num_replicas_in_sync
     yield _versions()
     yield _data(data_dir)
-    split = records.read_split(data_dir, '+'.join(config.data.train_splits))
     yield _workers(split, cluster.place(strategy)[1])
     yield _crop(config, split)
     yield batch(config, replicas)
-    cost = estimate.cost(config, len(from_config.id_of_class(config.labels, records.read_label_table(data_dir))))
+    cost = estimate.cost(config, len(from_config.id_of_class(config.labels, table)))
     yield _memory(config, cost, replicas)
     yield _space(config, run, cost)
 

@@ -55,6 +55,7 @@ def main() -> int:
         until_the_end.enter_context(peers.one_voice(group))
         tell(checks.Check('workers', True, f'{workers.count}, each reached by each other'))
         split = records.read_split(_DATA_DIR.value, '+'.join(config.data.train_splits))
+        table = records.read_label_table(_DATA_DIR.value)
         train.agree(group, config, [split])
         tell(checks.Check('agreement', True, 'code, config and data are the same on all workers'))
         strategy = cluster.make_strategy(
@@ -65,13 +66,13 @@ def main() -> int:
         )
         devices = f'{strategy.num_replicas_in_sync} {"GPU" if entry.visible_gpus() else "CPU"} device(s)'
         tell(checks.Check('devices', True, f'{devices}; the driver shows {len(entry.visible_gpus())} GPU(s) here'))
-        ours = list(checks.before_training(config, run, _DATA_DIR.value, strategy))
+        ours = list(checks.before_training(config, run, _DATA_DIR.value, split, table, strategy))
         for rank, theirs in enumerate(group.gather([dataclasses.asdict(check) for check in ours])):
             for check in map(lambda fields: checks.Check(**fields), theirs):
                 if rank == 0 or not check.passed:
                     tell(dataclasses.replace(check, name=f'{check.name} on {group.name(rank)}') if rank else check)
         if _SELFCHECK.value:
-            for check in selfcheck.run(config, records.read_label_table(_DATA_DIR.value), strategy):
+            for check in selfcheck.run(config, table, strategy):
                 tell(check)
         group.gather(None)
     return next((check.status for check in failed if check.status), entry.OK)

@@ -92,7 +92,7 @@ def train_and_evaluate(
         stop.listen()
         stop.check()
         replicas = strategy.num_replicas_in_sync
-        _check(checks.before_training(config, run, data_dir, strategy))
+        _check(checks.before_training(config, run, data_dir, train_split, table, strategy))
         if chief:
             until_the_end.enter_context(workdir.lease(run, check=stop.check))
         if runtime.microbatches == 0:
