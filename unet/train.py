@@ -291,9 +291,8 @@ def _loop(
             if done in profiled:
                 profiling = _profile(run, start=done == profiled[0], profiling=profiling)
             stall.progress()
-            if stopping_now or done >= config.num_steps:
-                group.gather(None)  # nobody leaves before the chief has saved
             if stopping_now:
+                group.gather(None)  # nobody leaves before the chief has saved
                 raise entry.Failure(
                     entry.STOPPED, f'stopped on request after step {done}; the same command goes on from there'
                 )
