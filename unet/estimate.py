@@ -15,8 +15,9 @@ from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 
+from unet.model import AUXILIARY_CHANNELS
+
 _BYTES = {'float32': 4, 'bfloat16': 2, 'float16': 2, 'float64': 8}
-_AUXILIARY_CHANNELS = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,7 +154,7 @@ def _ops(config: ConfigDict, num_classes: int) -> Iterator[Op]:
         yield from convolutions(part, inputs, outputs, height, width)
         height, width, inputs = height - 4 * loss, width - 4 * loss, outputs
         if level == 1 and config.loss.auxiliary:
-            channels = _AUXILIARY_CHANNELS
+            channels = AUXILIARY_CHANNELS
             yield from convolution('auxiliary', inputs, channels, 3, height - 2 * loss, width - 2 * loss)
             yield from convolution(
                 'auxiliary', channels, num_classes, 1, height - 2 * loss, width - 2 * loss, norm=False

@@ -27,7 +27,7 @@ POLICIES = {
     'float64': 'float64',
 }
 
-_AUXILIARY_CHANNELS = 64
+AUXILIARY_CHANNELS = 64
 _GROUPS = 16  # of group normalisation, or as many as divide the channels
 
 
@@ -229,7 +229,7 @@ def unet(
         x = decoded[level] = part(up_level, [encoded[level], x], level)
     outputs = [layers.Conv2D(num_classes, 1, dtype=head, name='logits')(x)]
     if auxiliary:
-        x = convolution(decoded[1], _AUXILIARY_CHANNELS, 3, 'auxiliary_conv', 'relu')
+        x = convolution(decoded[1], AUXILIARY_CHANNELS, 3, 'auxiliary_conv', 'relu')
         x = normalise(x, 'auxiliary_norm')
         outputs.append(layers.Conv2D(num_classes, 1, dtype=head, name='auxiliary_logits')(x))
     return keras.Model(inputs, outputs if auxiliary else outputs[0], name='unet')

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from configs import default
 from data_prep import labels
-from unet import checkpoint, from_config, step
+from unet import checkpoint, from_config, model, step
 from unet.checks import Check
 
 _STEPS = 3
@@ -70,7 +70,7 @@ def _batch(config: ConfigDict, number: int, replica: int, replicas: int, poisone
     label = rng.integers(0, 34, (count, height, width), dtype=np.uint8)
     for image, void in enumerate(label):
         void[: image * height // count] = 0
-    kept = np.ones([count, 1, 1, config.model.width * 2 ** (config.model.depth - 1)], np.float32)
+    kept = np.ones([count, 1, 1, model.bottom_channels(config.model.width, config.model.depth)], np.float32)
     batch = {
         'image': rng.integers(0, 256, (count, height, width, 3), dtype=np.uint8),
         'label': label,
