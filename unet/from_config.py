@@ -151,6 +151,24 @@ def replica_step(
     )
 
 
+def noise_batch(config: ConfigDict, images: int, *, seed: int = 0) -> dict[str, np.ndarray]:
+    """A batch as `input_pipeline.train_batches` yields it, of noise, with a void part of another size in each image."""
+    rng = np.random.default_rng(seed)
+    height, width = config.data.crop
+    label = rng.integers(0, 34, (images, height, width), dtype=np.uint8)
+    for number, void in enumerate(label):
+        void[: number * height // images] = 0
+    batch = {
+        'image': rng.integers(0, 256, (images, height, width, 3), dtype=np.uint8),
+        'label': label,
+        'color': np.zeros([images, 3], np.float32),
+    }
+    if config.model.dropout:
+        channels = model.bottom_channels(config.model.width, config.model.depth)
+        batch['kept'] = np.ones([images, 1, 1, channels], np.float32)
+    return batch
+
+
 def peak_learning_rate(config: ConfigDict) -> float:
     """The learning rate for this global batch, by config.optimizer.batch_scaling.
 

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from configs import default
 from data_prep import labels
-from unet import checkpoint, from_config, model, step
+from unet import checkpoint, from_config, step
 from unet.checks import Check
 
 _STEPS = 3
@@ -60,24 +60,10 @@ def _small(config: ConfigDict, replicas: int) -> ConfigDict:
     return config
 
 
-def _batch(config: ConfigDict, number: int, replica: int, replicas: int, poisoned: bool) -> dict[str, tf.Tensor]:
-    """A replica's share of the global batch `number`, of noise with a void part of another size in each image.
-
-    A poisoned one has an infinite activation.
-    """
-    rng = np.random.default_rng(number)
-    count, (height, width) = config.global_batch, config.data.crop
-    label = rng.integers(0, 34, (count, height, width), dtype=np.uint8)
-    for image, void in enumerate(label):
-        void[: image * height // count] = 0
-    kept = np.ones([count, 1, 1, model.bottom_channels(config.model.width, config.model.depth)], np.float32)
-    batch = {
-        'image': rng.integers(0, 256, (count, height, width, 3), dtype=np.uint8),
-        'label': label,
-        'color': np.zeros([count, 3], np.float32),
-        'kept': kept,
-    }
-    size = count // replicas
+def _share(config: ConfigDict, number: int, replica: int, replicas: int, poisoned: bool) -> dict[str, tf.Tensor]:
+    """A replica's share of the global batch `number`; a poisoned one has an infinite activation."""
+    size = config.global_batch // replicas
+    batch = from_config.noise_batch(config, config.global_batch, seed=number)
     batch = {name: values[replica * size : (replica + 1) * size] for name, values in batch.items()}
     if poisoned:
         batch['kept'][0, 0, 0, 0] = np.inf
@@ -105,7 +91,7 @@ class _Training:
 
         def share(context):
             replica = context.replica_id_in_sync_group
-            return _batch(self._config, number, replica, self.replicas, poisoned == replica)
+            return _share(self._config, number, replica, self.replicas, poisoned == replica)
 
         row = self._step(self._strategy.experimental_distribute_values_from_function(share))
         return dict(zip(step.METRICS, self._strategy.experimental_local_results(row)[0].numpy(), strict=False))

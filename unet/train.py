@@ -172,14 +172,8 @@ def _settled_microbatches(
     """The number that the run was started with, or else the smallest that fits all ranks' devices."""
     if os.path.exists(os.path.join(run, workdir.CONFIG)):
         return workdir.read_config(run).runtime.microbatches
-    shape = (config.global_batch // replicas, *config.data.crop)
-    batch = {
-        'image': tf.zeros([*shape, 3], tf.uint8),
-        'label': tf.fill(shape, tf.constant(labels.IGNORED, tf.uint8)),
-        'color': tf.zeros([shape[0], 3]),
-    }
-    if config.model.dropout:
-        batch['kept'] = tf.ones([shape[0], 1, 1, model.bottom_channels(config.model.width, config.model.depth)])
+    noise = from_config.noise_batch(config, config.global_batch // replicas)
+    batch = {name: tf.constant(values) for name, values in noise.items()}
 
     def try_step(tried: ConfigDict) -> None:
         network = from_config.network(tried, table, replicas=1)
