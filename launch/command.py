@@ -21,7 +21,7 @@ from ml_collections import ConfigDict, config_flags
 from configs import default
 from launch import entry
 
-WITH_CONFIG = ('unet.main', 'unet.preflight')  # programs that are given a --config
+WITH_CONFIG = ('unet.main', 'unet.preflight', 'unet.benchmark')  # programs that are given a --config
 RUN_AGAIN = (entry.STOPPED, entry.PEER_LOST)
 TERMINATED = 143  # by SIGTERM, before the program could answer it
 

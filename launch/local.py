@@ -10,6 +10,7 @@ there, with its output; --status, --follow and --cancel find it from another ter
 import contextlib
 import ctypes
 import fcntl
+import functools
 import os
 import pathlib
 import shlex
@@ -35,6 +36,9 @@ _DEVICES = flags.DEFINE_integer(
     "GPUs of each worker, of those in CUDA_VISIBLE_DEVICES or else all; 0: this host's GPUs in equal shares. Where "
     'there are none and one worker, parts that the CPU is split into.',
     lower_bound=0,
+)
+_CORES = flags.DEFINE_integer(
+    'cores_per_worker', 0, 'Pin each worker to so many cores of its own; 0: to none.', lower_bound=0
 )
 _MODULE = flags.DEFINE_string('module', 'unet.main', 'Program to start.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Forwarded to the program; the launch is recorded in it.')
@@ -88,6 +92,24 @@ def environments(workers: int, devices_per_worker: int, gpus: list[str]) -> list
     return result
 
 
+def core_shares(workers: int, cores_per_worker: int) -> list[set[int]]:
+    """The cores of each worker, consecutive ones; none if each may use all.
+
+    Raises:
+      Failure: BAD_CONFIG if there are too few cores.
+    """
+    if not cores_per_worker:
+        return [set()] * workers
+    if workers * cores_per_worker > entry.cores():
+        raise entry.Failure(
+            entry.BAD_CONFIG,
+            f'--cores_per_worker={cores_per_worker}: {workers} workers need {workers * cores_per_worker} cores; this '
+            f'process may use {entry.cores()}.',
+        )
+    cores = sorted(os.sched_getaffinity(0))
+    return [set(cores[rank * cores_per_worker : (rank + 1) * cores_per_worker]) for rank in range(workers)]
+
+
 def main(arguments: list[str]) -> int:
     if _STATUS.value or _FOLLOW.value or _CANCEL.value:
         if not _WORKDIR.value:
@@ -103,6 +125,7 @@ def main(arguments: list[str]) -> int:
     if not gpus and _WORKERS.value == 1 and _DEVICES.value:
         command.append(f'--config.runtime.virtual_devices={_DEVICES.value}')
     environs = environments(_WORKERS.value, _DEVICES.value, gpus)
+    cores = core_shares(_WORKERS.value, _CORES.value)
     if _DRY_RUN.value:
         for environ in environs:
             print(*(f'{name}={shlex.quote(value)}' for name, value in environ.items()), shlex.join(command))
@@ -112,7 +135,7 @@ def main(arguments: list[str]) -> int:
         signal.signal(number, lambda *_: stop_asked.set())
     workers, readers = [], []
     with _recorded(command) as log, _no_worker_left_behind(workers):
-        for rank, environ in enumerate(environs):
+        for rank, (environ, own) in enumerate(zip(environs, cores, strict=True)):
             workers.append(
                 subprocess.Popen(
                     command,
@@ -120,7 +143,7 @@ def main(arguments: list[str]) -> int:
                     stdout=subprocess.PIPE,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on once
-                    preexec_fn=_end_with_parent,
+                    preexec_fn=functools.partial(_begin_worker, own),
                 )
             )
             readers.append(threading.Thread(target=_prefix_lines, args=(rank, workers[-1], log), daemon=True))
@@ -218,9 +241,11 @@ def _no_worker_left_behind(workers: list[subprocess.Popen]) -> Iterator[None]:
         _signal_all(workers, signal.SIGKILL)
 
 
-def _end_with_parent() -> None:
-    """In a worker: SIGTERM when the launcher dies, however it dies (Linux)."""
+def _begin_worker(cores: set[int]) -> None:
+    """In a worker: keeps to its own cores, if it has any; SIGTERM when the launcher dies, however it dies (Linux)."""
     pr_set_pdeathsig = 1
+    if cores:
+        os.sched_setaffinity(0, cores)
     if sys.platform == 'linux':
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
 

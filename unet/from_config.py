@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from data_prep import labels
 from launch import entry
-from unet import checkpoint, inference, loss, model, step, workdir
+from unet import checkpoint, cluster, inference, input_pipeline, loss, model, step, workdir
 
 _FOLDERS = {'best': workdir.BEST, 'latest': workdir.CHECKPOINTS}
 
@@ -127,7 +127,7 @@ def replica_step(
     state: step.TrainState,
     table: labels.Table,
     replicas: int,
-    class_pixels: np.ndarray,
+    class_pixels: np.ndarray | None,
 ) -> Callable:
     """What each of `replicas` replicas runs, see `step.make_replica_step`."""
     return step.make_replica_step(
@@ -148,6 +148,61 @@ def replica_step(
         ema=config.optimizer.ema,
         microbatches=config.runtime.microbatches,
         replicas=replicas,
+    )
+
+
+def train_steps(
+    config: ConfigDict,
+    net: keras.Model,
+    state: step.TrainState,
+    table: labels.Table,
+    strategy: tf.distribute.Strategy,
+    class_pixels: np.ndarray | None,
+) -> Callable:
+    """Trains for several steps in one call, see `step.make_train_steps`."""
+    replicas = strategy.num_replicas_in_sync
+    return step.make_train_steps(
+        strategy,
+        replica_step(config, net, state, table, replicas, class_pixels),
+        jit_compile=jit_compile(config, replicas),
+        deterministic=config.runtime.deterministic,
+    )
+
+
+def train_batches(
+    config: ConfigDict,
+    strategy: tf.distribute.Strategy,
+    workers: cluster.Workers,
+    reader: input_pipeline.Reader,
+    *,
+    first_step: int,
+) -> tf.data.Dataset:
+    """The run's batches from `first_step` on, each replica's share by itself, see `input_pipeline.train_batches`."""
+    replicas = strategy.num_replicas_in_sync
+    local = replicas // workers.count  # a process's replicas take consecutive batches of its dataset
+
+    def positions(share: int) -> range:
+        done, replica = divmod(share, local)
+        return input_pipeline.replica_positions(done, config.global_batch, replicas, workers.rank * local + replica)
+
+    data = config.data
+    return strategy.distribute_datasets_from_function(
+        lambda _: input_pipeline.train_batches(
+            reader,
+            positions=positions,
+            first=first_step * local,
+            last=config.num_steps * local,
+            seed=config.seed,
+            crop=tuple(data.crop),
+            scale=tuple(data.scale),
+            flip=data.flip,
+            color=(data.brightness, data.contrast, data.saturation),
+            resize=tuple(data.resize),
+            resize_method=data.resize_method,
+            cache=data.cache == 'memory',
+            dropout=config.model.dropout,
+            dropout_channels=model.bottom_channels(config.model.width, config.model.depth),
+        )
     )
 
 

@@ -8,16 +8,12 @@ with 75.
 """
 
 import os
-import pathlib
 
 from absl import flags
-from ml_collections import config_flags
 
-from configs import default
 from launch import entry
-from unet import stopping
+from unet import config_flag, stopping
 
-_CONFIG = config_flags.DEFINE_config_file('config', None, 'Config file, e.g. configs/cityscapes.py; required.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; default runs/<config name>.')
 _DATA_DIR = flags.DEFINE_string('data_dir', 'data/cityscapes', 'Record folder, from data_prep.build_tfrecords or TFDS.')
 _ACCEPT_CONFIG_CHANGE = flags.DEFINE_bool(
@@ -26,20 +22,13 @@ _ACCEPT_CONFIG_CHANGE = flags.DEFINE_bool(
 
 
 def main() -> None:
-    if _CONFIG.value is None:
-        raise entry.Failure(entry.BAD_USAGE, 'pass --config, e.g. --config=configs/cityscapes.py')
-    name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS['config'])).stem
-    workdir = _WORKDIR.value or os.path.join('runs', name)
-
-    problems = default.validate(_CONFIG.value)
-    if problems:
-        raise entry.Failure(entry.BAD_CONFIG, '\n'.join(problems))
-
-    with stopping.StopRequest(_CONFIG.value.runtime.grace_seconds) as stop:
+    config = config_flag.checked()
+    workdir = _WORKDIR.value or os.path.join('runs', config_flag.name())
+    with stopping.StopRequest(config.runtime.grace_seconds) as stop:
         with entry.quiet_import():
             from unet import train
         train.train_and_evaluate(
-            _CONFIG.value, workdir, _DATA_DIR.value, stop, accept_config_change=_ACCEPT_CONFIG_CHANGE.value
+            config, workdir, _DATA_DIR.value, stop, accept_config_change=_ACCEPT_CONFIG_CHANGE.value
         )
 
 

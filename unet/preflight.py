@@ -11,15 +11,12 @@ import contextlib
 import dataclasses
 import json
 import os
-import pathlib
 
 from absl import flags
-from ml_collections import config_flags
 
-from configs import default
 from launch import entry
+from unet import config_flag
 
-_CONFIG = config_flags.DEFINE_config_file('config', None, 'Config file, e.g. configs/cityscapes.py; required.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; default runs/<config name>.')
 _DATA_DIR = flags.DEFINE_string('data_dir', 'data/cityscapes', 'Record folder.')
 _SELFCHECK = flags.DEFINE_bool('selfcheck', False, 'Train a small network on these devices too; takes minutes.')
@@ -27,14 +24,8 @@ _JSON = flags.DEFINE_bool('json', False, 'Print one JSON object per check.')
 
 
 def main() -> int:
-    if _CONFIG.value is None:
-        raise entry.Failure(entry.BAD_USAGE, 'pass --config, e.g. --config=configs/cityscapes.py')
-    config = _CONFIG.value
-    problems = default.validate(config)
-    if problems:
-        raise entry.Failure(entry.BAD_CONFIG, '\n'.join(problems))
-    name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS['config'])).stem
-    run = _WORKDIR.value or os.path.join('runs', name)
+    config = config_flag.checked()
+    run = _WORKDIR.value or os.path.join('runs', config_flag.name())
 
     with entry.quiet_import():
         from data_prep import records

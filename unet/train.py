@@ -33,7 +33,6 @@ from unet import (
     input_pipeline,
     memory,
     metrics,
-    model,
     peers,
     reporting,
     scoring,
@@ -117,17 +116,11 @@ def train_and_evaluate(
         start_step = int(state.step.numpy())
         console.hello(config, network, train_split, eval_split, replicas, workers.count, restored)
 
-        jit_compile = from_config.jit_compile(config, replicas)
-        train_steps = step.make_train_steps(
-            strategy,
-            from_config.replica_step(config, network, state, table, replicas, class_pixels),
-            jit_compile=jit_compile,
-            deterministic=runtime.deterministic,
-        )
+        train_steps = from_config.train_steps(config, network, state, table, strategy, class_pixels)
         reader = input_pipeline.Reader(train_split)
         batches = None
         if start_step < config.num_steps:
-            batches = iter(_batches(config, strategy, workers, reader, start_step))
+            batches = iter(from_config.train_batches(config, strategy, workers, reader, first_step=start_step))
         evaluate = functools.partial(
             _evaluate,
             config,
@@ -136,7 +129,7 @@ def train_and_evaluate(
             lambda: step.averaged_weights(weights, state.ema),
             eval_split,
             table,
-            jit_compile,
+            from_config.jit_compile(config, replicas),
             stop,
             chief,
         )
@@ -352,42 +345,6 @@ def _check_finite(rows: np.ndarray, done: int, skipped: int, precision: str) -> 
                 'Lower config.optimizer.learning_rate or use config.precision=bfloat16.',
             )
     return skipped
-
-
-def _batches(
-    config: ConfigDict,
-    strategy: tf.distribute.Strategy,
-    workers: cluster.Workers,
-    reader: input_pipeline.Reader,
-    start_step: int,
-):
-    """The run's batches from `start_step` on, each replica's share by itself."""
-    replicas = strategy.num_replicas_in_sync
-    local = replicas // workers.count  # a process's replicas take consecutive batches of its dataset
-
-    def positions(share: int) -> range:
-        done, replica = divmod(share, local)
-        return input_pipeline.replica_positions(done, config.global_batch, replicas, workers.rank * local + replica)
-
-    data = config.data
-    return strategy.distribute_datasets_from_function(
-        lambda _: input_pipeline.train_batches(
-            reader,
-            positions=positions,
-            first=start_step * local,
-            last=config.num_steps * local,
-            seed=config.seed,
-            crop=tuple(data.crop),
-            scale=tuple(data.scale),
-            flip=data.flip,
-            color=(data.brightness, data.contrast, data.saturation),
-            resize=tuple(data.resize),
-            resize_method=data.resize_method,
-            cache=data.cache == 'memory',
-            dropout=config.model.dropout,
-            dropout_channels=model.bottom_channels(config.model.width, config.model.depth),
-        )
-    )
 
 
 def _evaluate(
