@@ -27,7 +27,7 @@ import zipfile
 
 from absl import flags
 
-from data_prep import files, sources, synthesize
+from benchmarks import frames
 from launch import entry
 
 _SOURCE = flags.DEFINE_string('source', None, 'Dataset whose first frames are copied; default two synthetic frames.')
@@ -37,7 +37,6 @@ _MEMORY = flags.DEFINE_list('memory', [], 'Numbers of images to measure the peak
 _SCRATCH = flags.DEFINE_string('scratch', None, 'Folder for copies and records; default the temporary folder.')
 _OUTPUT = flags.DEFINE_string('output', None, 'JSON file for the figures.')
 
-_FRAMES = 8  # of the source, at most, that the copies are made of
 _SET_CHILD_SUBREAPER = 36  # prctl: processes that outlive their parents become ours
 _TFDS = """
 import sys, time
@@ -67,7 +66,7 @@ def main() -> None:
 
 def compare(scratch: pathlib.Path, images: int, rounds: int) -> dict:
     """Program -> its wall, CPU and building seconds, one of each per round; prints them as a table."""
-    source = copy_frames(scratch / 'source', images)
+    source = frames.copy(_SOURCE.value, scratch / 'source', images)
     zip_files(source, scratch / 'zips')
     out = scratch / 'out'
     commands = {
@@ -130,7 +129,7 @@ def run(command: list, out: pathlib.Path) -> tuple[float, float, float]:
 
 def peak_memory(scratch: pathlib.Path, images: int) -> int:
     """Bytes that all processes of a build of so many images held at most at a time; what they share counts once."""
-    source = copy_frames(scratch / f'source-{images}', images)
+    source = frames.copy(_SOURCE.value, scratch / f'source-{images}', images)
     process = subprocess.Popen(
         build_command(source, scratch / f'out-{images}'), stdout=subprocess.DEVNULL, start_new_session=True
     )
@@ -163,27 +162,6 @@ def _memory(path: pathlib.Path) -> int:
 def build_command(source: pathlib.Path, out: pathlib.Path) -> list:
     program = [sys.executable, '-m', 'data_prep.build_tfrecords']
     return [*program, f'--cityscapes_dir={source}', f'--data_dir={out}']
-
-
-def copy_frames(root: pathlib.Path, images: int) -> pathlib.Path:
-    """A dataset of that many copies: ten twelfths of them train, one val, one test."""
-    source = _SOURCE.value
-    if source is None:
-        source = root.with_name('frames')
-        for index in range(2):
-            synthesize.write_scene(('train', index), root=source, size=(1024, 2048), seed=0)
-    frames = [pair for pair in sources.scan(source).pairs if pair.label and pair.label.endswith('.png')][:_FRAMES]
-    for number in range(images):
-        pair, part = frames[number % len(frames)], number * 12 // images
-        split = 'val' if part == 10 else 'test' if part == 11 else 'train'
-        for kind, location, suffix in (
-            ('leftImg8bit', pair.image, 'leftImg8bit'),
-            ('gtFine', pair.label, 'gtFine_labelIds'),
-        ):
-            path = root / kind / split / 'ulm' / f'ulm_{number:06d}_000019_{suffix}.png'
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(files.read(source, location))
-    return root
 
 
 def zip_files(source: pathlib.Path, folder: pathlib.Path) -> None:

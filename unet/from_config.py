@@ -170,6 +170,29 @@ def train_steps(
 
 
 def train_batches(
+    config: ConfigDict, reader: input_pipeline.Reader, positions: Callable[[int], range], *, first: int, last: int
+) -> tf.data.Dataset:
+    """The training batches `first` to before `last`, see `input_pipeline.train_batches`."""
+    data = config.data
+    return input_pipeline.train_batches(
+        reader,
+        positions=positions,
+        first=first,
+        last=last,
+        seed=config.seed,
+        crop=tuple(data.crop),
+        scale=tuple(data.scale),
+        flip=data.flip,
+        color=(data.brightness, data.contrast, data.saturation),
+        resize=tuple(data.resize),
+        resize_method=data.resize_method,
+        cache=data.cache == 'memory',
+        dropout=config.model.dropout,
+        dropout_channels=model.bottom_channels(config.model.width, config.model.depth),
+    )
+
+
+def distributed_batches(
     config: ConfigDict,
     strategy: tf.distribute.Strategy,
     workers: cluster.Workers,
@@ -177,7 +200,7 @@ def train_batches(
     *,
     first_step: int,
 ) -> tf.data.Dataset:
-    """The run's batches from `first_step` on, each replica's share by itself, see `input_pipeline.train_batches`."""
+    """The run's batches from `first_step` on, each replica's share by itself."""
     replicas = strategy.num_replicas_in_sync
     local = replicas // workers.count  # a process's replicas take consecutive batches of its dataset
 
@@ -185,24 +208,8 @@ def train_batches(
         done, replica = divmod(share, local)
         return input_pipeline.replica_positions(done, config.global_batch, replicas, workers.rank * local + replica)
 
-    data = config.data
     return strategy.distribute_datasets_from_function(
-        lambda _: input_pipeline.train_batches(
-            reader,
-            positions=positions,
-            first=first_step * local,
-            last=config.num_steps * local,
-            seed=config.seed,
-            crop=tuple(data.crop),
-            scale=tuple(data.scale),
-            flip=data.flip,
-            color=(data.brightness, data.contrast, data.saturation),
-            resize=tuple(data.resize),
-            resize_method=data.resize_method,
-            cache=data.cache == 'memory',
-            dropout=config.model.dropout,
-            dropout_channels=model.bottom_channels(config.model.width, config.model.depth),
-        )
+        lambda _: train_batches(config, reader, positions, first=first_step * local, last=config.num_steps * local)
     )
 
 

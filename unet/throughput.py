@@ -112,7 +112,7 @@ def _calls(
         class_pixels = records.class_pixels(data_dir, config.data.train_splits)
     if {'loader', 'both'} & set(parts):
         reader = input_pipeline.Reader(records.read_split(data_dir, splits))
-        batches = from_config.train_batches(endless, strategy, workers, reader, first_step=0)
+        batches = from_config.distributed_batches(endless, strategy, workers, reader, first_step=0)
 
     if 'loader' in parts:
         iterator = iter(batches)

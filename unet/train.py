@@ -120,7 +120,7 @@ def train_and_evaluate(
         reader = input_pipeline.Reader(train_split)
         batches = None
         if start_step < config.num_steps:
-            batches = iter(from_config.train_batches(config, strategy, workers, reader, first_step=start_step))
+            batches = iter(from_config.distributed_batches(config, strategy, workers, reader, first_step=start_step))
         evaluate = functools.partial(
             _evaluate,
             config,
