@@ -1,6 +1,7 @@
 # make demo   from nothing to a trained, scored U-Net and pictures of what it sees
 # make test   the whole test suite
 # make soak   long campaigns of random kills
+# make bench  every CPU speed and memory figure of the README; keep the machine free of other work
 # make lint   ruff
 # Each sets up what it needs in .venv; PYTHON=python3.12 chooses another Python (3.11 to 3.13).
 
@@ -9,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
 
-.PHONY: demo test soak lint
+.PHONY: demo test soak bench lint
 .DELETE_ON_ERROR:
 
 $(VENV)/made:
@@ -35,6 +36,9 @@ test: $(VENV)/installed-test
 
 soak: $(VENV)/installed-test
 	$(BIN)/python -m pytest -m soak -s
+
+bench: $(VENV)/installed-test
+	$(BIN)/python -m benchmarks --folder=benchmark
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -134,7 +134,7 @@ def _scale(global_batch: int) -> dict[str, dict]:
         print(f'--- {count} {"GPU" if gpus else "worker"}(s)', flush=True)
         with tempfile.TemporaryDirectory() as folder:
             arguments = [
-                *_config_arguments(sys.argv[1:]),
+                *config_flag.arguments(sys.argv[1:]),
                 f'--config.global_batch={global_batch // counts[-1] * count}',
                 f'--data_dir={_DATA_DIR.value}',
                 f'--parts={",".join(_PARTS.value)}',
@@ -154,15 +154,6 @@ def _scale(global_batch: int) -> dict[str, dict]:
             figures[count] = json.loads(pathlib.Path(folder, FILE).read_text())
     print(_scaling_table(figures), flush=True)
     return figures
-
-
-def _config_arguments(arguments: list[str]) -> list[str]:
-    """Those that say what --config is."""
-    kept = []
-    for argument, following in zip(arguments, [*arguments[1:], '-'], strict=True):
-        if argument.lstrip('-').removeprefix('no').startswith('config'):
-            kept += [argument] if '=' in argument or following.startswith('-') else [argument, following]
-    return kept
 
 
 def _scaling_table(figures: dict[int, dict]) -> str:

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from data_prep import labels, records
 from launch import entry
-from unet import cluster, estimate, from_config, memory
+from unet import cluster, estimate, from_config, memory, speed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,6 +149,32 @@ def _memory(config: ConfigDict, cost: estimate.Cost, replicas: int) -> Check:
         f'{cost.step_flops / 1e9:.0f} GFLOP per image, {cost.all_reduce_bytes / 2**20:.0f} MiB summed per step',
         'Raise config.runtime.microbatches (0 finds it), or set config.runtime.recompute=True.',
         entry.OK,
+    )
+
+
+def expected_time(
+    config: ConfigDict, table: labels.Table, strategy: tf.distribute.Strategy, bytes_per_second: float
+) -> Check:
+    """How long the run will take, from convolutions that are timed here, and what more hosts would make of it."""
+    classes = len(from_config.id_of_class(config.labels, table))
+    replicas, workers = strategy.num_replicas_in_sync, cluster.place(strategy)[1]
+    # The parts that a CPU is split into share its cores; GPUs compute side by side.
+    sharing = workers if not tf.config.list_logical_devices('GPU') else replicas
+    image_seconds = estimate.step_seconds(config, classes, speed.level_seconds(config))
+    alone = config.global_batch / sharing * image_seconds
+    cost = estimate.cost(config, classes)
+
+    def efficiency(hosts: int) -> float:
+        return estimate.scaling_efficiency(cost, step_seconds=alone, hosts=hosts, bytes_per_second=bytes_per_second)
+
+    seconds = alone / efficiency(workers)
+    more = ', '.join(f'{100 * efficiency(hosts):.0f} % on {hosts}' for hosts in (2, 4, 8, 16))
+    return Check(
+        'expected time',
+        True,
+        f'{seconds:.3g} s per step, {config.global_batch / seconds:.3g} images/s, '
+        f'{config.num_steps * seconds / 3600:.3g} h for {config.num_steps:,} steps if none waits for data. More hosts, '
+        f'each with as many images, would be {more} efficient at {bytes_per_second / 1e9:g} GB/s',
     )
 
 

@@ -31,3 +31,12 @@ def checked() -> ConfigDict:
 def name() -> str:
     """Of the config's file, without its folder and suffix."""
     return pathlib.Path(config_flags.get_config_filename(flags.FLAGS['config'])).stem
+
+
+def arguments(command_line: list[str]) -> list[str]:
+    """Those of a command line that say what the config is, to start another program with the same one."""
+    kept = []
+    for argument, following in zip(command_line, [*command_line[1:], '-'], strict=True):
+        if argument.lstrip('-').removeprefix('no').startswith('config'):
+            kept += [argument] if '=' in argument or following.startswith('-') else [argument, following]
+    return kept

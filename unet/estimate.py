@@ -104,6 +104,41 @@ def largest_microbatch(cost: Cost, memory: int) -> int:
     return max(0, (memory - cost.state_bytes) // (cost.activation_bytes + cost.in_flight_bytes))
 
 
+def step_seconds(config: ConfigDict, num_classes: int, level_seconds: list[float]) -> float:
+    """Time to train on one image, from that of one convolution per level.
+
+    Args:
+      config: the config.
+      num_classes: channels of the network's output.
+      level_seconds: of a 3x3 convolution from level i's channels to as many at level i's resolution, with ReLU and
+        normalisation, forward and backward, see `speed.level_seconds`. Every layer is taken to run at the rate of its
+        level's.
+    """
+    height, width = config.data.crop
+    seconds = 0.0
+    for op in _ops(config, num_classes):
+        level = {'head': 0, 'auxiliary': 1}.get(op.part)
+        level = int(op.part.removeprefix('down').removeprefix('up')) if level is None else level
+        channels, pixels = config.model.width * 2**level, height * width / 4**level
+        seconds += op.flops / (18 * channels**2 * pixels) * level_seconds[level]
+    return seconds * (4 / 3 if config.runtime.recompute else 1)
+
+
+def scaling_efficiency(cost: Cost, *, step_seconds: float, hosts: int, bytes_per_second: float) -> float:
+    """Throughput of several hosts over so many times that of one, each with the same share of a larger batch.
+
+    The gradients are summed by a ring of hosts once all of them are there: each host sends 2 (n - 1) / n of them
+    (https://doi.org/10.1016/j.jpdc.2008.09.002). The small sums of batch statistics are not counted.
+
+    Args:
+      cost: of the step.
+      step_seconds: of one host by itself.
+      hosts: n.
+      bytes_per_second: that a host can send.
+    """
+    return step_seconds / (step_seconds + 2 * (hosts - 1) / hosts * cost.all_reduce_bytes / bytes_per_second)
+
+
 def _ops(config: ConfigDict, num_classes: int) -> Iterator[Op]:
     """The layers of `model.unet`, in order."""
     model = config.model

@@ -231,6 +231,14 @@ def noise_batch(config: ConfigDict, images: int, *, seed: int = 0) -> dict[str, 
     return batch
 
 
+def same_batch_again(config: ConfigDict, strategy: tf.distribute.Strategy) -> tf.data.Dataset:
+    """One batch of noise for each replica, from memory, for ever."""
+    batch = noise_batch(config, config.global_batch // strategy.num_replicas_in_sync)
+    return strategy.distribute_datasets_from_function(
+        lambda _: tf.data.Dataset.from_tensors(batch).repeat().prefetch(tf.data.AUTOTUNE)
+    )
+
+
 def peak_learning_rate(config: ConfigDict) -> float:
     """The learning rate for this global batch, by config.optimizer.batch_scaling.
 

@@ -20,6 +20,9 @@ from unet import config_flag
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; default runs/<config name>.')
 _DATA_DIR = flags.DEFINE_string('data_dir', 'data/cityscapes', 'Record folder.')
 _SELFCHECK = flags.DEFINE_bool('selfcheck', False, 'Train a small network on these devices too; takes minutes.')
+_BANDWIDTH = flags.DEFINE_float(
+    'gigabytes_per_second', 10.0, 'That a host can send to the others, for the time expected.', lower_bound=0.001
+)
 _JSON = flags.DEFINE_bool('json', False, 'Print one JSON object per check.')
 
 
@@ -62,6 +65,7 @@ def main() -> int:
             for check in map(lambda fields: checks.Check(**fields), theirs):
                 if rank == 0 or not check.passed:
                     tell(dataclasses.replace(check, name=f'{check.name} on {group.name(rank)}') if rank else check)
+        tell(checks.expected_time(config, table, strategy, 1e9 * _BANDWIDTH.value))
         if _SELFCHECK.value:
             for check in selfcheck.run(config, table, strategy):
                 tell(check)

@@ -18,11 +18,9 @@ from ml_collections import ConfigDict
 
 from data_prep import labels, records
 from launch import entry
-from unet import cluster, estimate, from_config, input_pipeline, metrics, peers, scoring, timing
+from unet import cluster, estimate, from_config, input_pipeline, metrics, peers, scoring, speed, timing
 
 PARTS = ('loader', 'step', 'both', 'predict', 'evaluate')
-_MATRIX = {'GPU': 8192, 'CPU': 2048}  # rows and columns of the matrices whose product shows what a device can do
-_MATRIX_TYPES = {'float32': tf.float32, 'bfloat16': tf.bfloat16, 'float16': tf.float16, 'float64': tf.float64}
 _EVALUATED = 10_000  # images to evaluate if need be; smaller splits come again
 
 
@@ -69,7 +67,7 @@ def measure(
                 'milliseconds': max(group.gather(measured.milliseconds(50))),
                 'milliseconds_p90': max(group.gather(measured.milliseconds(90))),
                 'waiting_for_data': max(group.gather(float(measured.waited.sum() / measured.seconds.sum()))),
-                'peak_bytes': max(group.gather(_peak_memory())),
+                'peak_bytes': max(group.gather(peak_memory())),
             }
             note(name, found)
     return figures if group.rank == 0 else {}
@@ -90,7 +88,7 @@ def _conditions(config: ConfigDict, table: labels.Table, strategy: tf.distribute
         'precision': config.precision,
         'jit_compile': from_config.jit_compile(config, devices),
         'step_flops_per_image': cost.step_flops,
-        'matrix_flops_per_second': sum(group.gather(_matrix_flops(config.precision) * max(local_gpus, 1))),
+        'matrix_flops_per_second': sum(group.gather(speed.matrix_flops(config.precision) * max(local_gpus, 1))),
         'estimated_peak_bytes': estimate.step_bytes(cost, images),
     }
 
@@ -126,12 +124,16 @@ def _calls(
         return lambda: float(train_steps(*arguments).numpy()[:, -1].sum())
 
     if 'step' in parts:
-        yield 'step', share * steps, stepping(train_steps, _same_again(config, strategy))
+        yield 'step', share * steps, stepping(train_steps, from_config.same_batch_again(config, strategy))
         if workers.count > 1:
             alone = tf.distribute.get_strategy()
             own = config.copy_and_resolve_references()
             own.global_batch = share
-            yield 'apart', share * steps, stepping(_training(own, table, alone, class_pixels), _same_again(own, alone))
+            yield (
+                'apart',
+                share * steps,
+                stepping(_training(own, table, alone, class_pixels), from_config.same_batch_again(own, alone)),
+            )
     if 'both' in parts:
         yield 'both', share * steps, stepping(train_steps, batches)
 
@@ -169,14 +171,6 @@ def _training(config, table, strategy, class_pixels) -> Callable:
     return from_config.train_steps(config, network, state, table, strategy, class_pixels)
 
 
-def _same_again(config: ConfigDict, strategy: tf.distribute.Strategy) -> tf.data.Dataset:
-    """One batch of noise for each replica, from memory, for ever."""
-    batch = from_config.noise_batch(config, config.global_batch // strategy.num_replicas_in_sync)
-    return strategy.distribute_datasets_from_function(
-        lambda _: tf.data.Dataset.from_tensors(batch).repeat().prefetch(tf.data.AUTOTUNE)
-    )
-
-
 def _again(split: records.Split, least: int) -> records.Split:
     """The split, several times over, if it has fewer than `least` examples."""
     times = -(-least // len(split))
@@ -188,27 +182,13 @@ def _again(split: records.Split, least: int) -> records.Split:
     return dataclasses.replace(split, image_ids=split.image_ids * times, **tiled)
 
 
-def _matrix_flops(precision: str) -> float:
-    """FLOP/s of a large matrix product on one device: what the step's convolutions could reach at the best.
-
-    On a CPU in float32 (or float64): the 16-bit types have no fast product on most.
-    """
-    device = 'GPU' if tf.config.list_logical_devices('GPU') else 'CPU'
-    size = _MATRIX[device]
-    dtype = _MATRIX_TYPES[precision if device == 'GPU' or precision == 'float64' else 'float32']
-    matrix = tf.cast(tf.random.stateless_uniform([size, size], [0, 0]), dtype)
-    product = tf.function(lambda x: tf.reduce_sum(tf.linalg.matmul(x, x)))
-    best = timing.measure(lambda: float(product(matrix)) is None, images=1, seconds=1.0).seconds.min()
-    return 2 * size**3 / float(best)
-
-
 def _forget_peak_memory() -> None:
     for device in tf.config.list_logical_devices('GPU'):
         tf.config.experimental.reset_memory_stats(device.name.removeprefix('/device:'))
     pathlib.Path('/proc/self/clear_refs').write_text('5')  # proc(5): the peak resident set size
 
 
-def _peak_memory() -> int:
+def peak_memory() -> int:
     """Bytes: of the fullest GPU, or of this process where there is none."""
     names = [device.name.removeprefix('/device:') for device in tf.config.list_logical_devices('GPU')]
     if names:

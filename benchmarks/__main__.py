@@ -1,0 +1,172 @@
+"""Every CPU speed and memory figure of the README in one go: tables on the screen, JSON in a folder.
+
+    python -m benchmarks --folder=benchmark
+
+Each part is a program of its own (python -m benchmarks.step --help); this runs them one after the other and then shows
+what is aimed at beside what was found. Keep the machine free of other work meanwhile.
+"""
+
+import dataclasses
+import json
+import pathlib
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+from absl import flags
+
+from launch import entry
+
+_FOLDER = flags.DEFINE_string('folder', 'benchmark', 'Where the figures go.')
+_ONLY = flags.DEFINE_list('only', [], 'Parts to run; default all.')
+
+_SMALL = ('--config=configs/cityscapes_256.py', '--config.model.width=16', '--config.global_batch=8')
+_WORKERS = ('--config=configs/cityscapes_256.py', '--config.model.width=32', '--config.global_batch=4')
+# Part -> program and arguments; it writes <folder>/<part>.json, or into the folder of that name.
+_PARTS = {
+    'loading': ('benchmarks.loading', '--output={folder}/loading.json'),
+    'step': ('benchmarks.step', *_SMALL, '--output={folder}/step.json'),
+    'workers': (
+        'unet.benchmark',
+        *_WORKERS,
+        '--parts=step',
+        '--seconds=40',
+        '--scale=1,2',
+        '--workdir={folder}/workers',
+    ),
+    'memory': ('benchmarks.memory', '--output={folder}/memory.json'),
+    'estimates': ('benchmarks.estimates', '--output={folder}/estimates.json'),
+    'counting': ('benchmarks.counting', '--output={folder}/counting.json'),
+    'converter': ('benchmarks.converter', '--output={folder}/converter.json'),
+    'dataset': (
+        'data_prep.synthesize',
+        '--cityscapes_dir={folder}/dataset',
+        '--train_images=24',
+        '--val_images=4',
+        '--size=128x256',
+    ),
+    'records': ('data_prep.build_tfrecords', '--cityscapes_dir={folder}/dataset', '--data_dir={folder}/data'),
+    'startup': (
+        'benchmarks.startup',
+        '--config=configs/synthetic.py',
+        '--data_dir={folder}/data',
+        '--output={folder}/startup.json',
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Aim:
+    """A figure and its limit.
+
+    Attributes:
+      what: the figure, in words.
+      limit: that it should not fall below, or exceed if `at_most`.
+      part: whose JSON it is in.
+      value: takes it out of that.
+    """
+
+    what: str
+    limit: float
+    part: str
+    value: Callable[[dict], float]
+    at_most: bool = False
+
+
+def _memory_share(found: dict) -> float:
+    own = [found[case]['peak_bytes'] - found[case]['before_bytes'] for case in ('recompute', 'plain')]
+    return own[0] / own[1]
+
+
+_AIMS = (
+    Aim(
+        'step, time of ours / Keras fit',
+        1.03,
+        'step',
+        lambda found: found['ratios']['ours / fit'][0],
+        at_most=True,
+    ),
+    Aim(
+        'step, time under MirroredStrategy / bare',
+        1.02,
+        'step',
+        lambda found: found['ratios']['mirrored / bare'][0],
+        at_most=True,
+    ),
+    Aim(
+        'two workers together / apart',
+        0.93,
+        'workers',
+        lambda found: found['2']['step']['images_per_second'] / found['2']['apart']['images_per_second'],
+    ),
+    Aim('recompute, memory of the step', 0.55, 'memory', _memory_share, at_most=True),
+    Aim(
+        'recompute, time of the step',
+        1.35,
+        'step',
+        lambda found: found['ratios']['recompute / ours'][0],
+        at_most=True,
+    ),
+    Aim(
+        'batch 32 at width 64 in microbatches, GiB',
+        8e9 / 2**30,
+        'memory',
+        lambda found: found['width 64, batch 32, 8 microbatches']['peak_bytes'] / 2**30,
+        at_most=True,
+    ),
+    Aim(
+        'memory estimate / compiler, worst case',
+        1.3,
+        'estimates',
+        lambda found: max(max(case['ratio'], 1 / case['ratio']) for case in found.values()),
+        at_most=True,
+    ),
+    Aim(
+        'converter / TFDS builder, images per second of building',
+        5,
+        'converter',
+        lambda found: statistics.median(found['building']['ratios']),
+    ),
+    Aim('first step / bare program', 1.5, 'startup', lambda found: found['ratio'][0], at_most=True),
+)
+
+
+def main() -> None:
+    folder = pathlib.Path(_FOLDER.value)
+    if set(_ONLY.value) - set(_PARTS):
+        raise entry.Failure(entry.BAD_USAGE, f'--only={",".join(_ONLY.value)}: choose of {",".join(_PARTS)}')
+    folder.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    for part in _ONLY.value or _PARTS:
+        print(f'\n=== {part}: python -m {" ".join(_PARTS[part])}'.format(folder=folder), flush=True)
+        command = [sys.executable, '-m', *(argument.format(folder=folder) for argument in _PARTS[part])]
+        status = subprocess.run(command).returncode
+        if status:
+            raise entry.Failure(status, f'{part} ended with status {status}, for the reason above')
+    found = {part: json.loads(path.read_text()) for part in _PARTS if (path := _output(folder, part)).exists()}
+    found['machine'] = {'cores': entry.cores(), 'processor': _processor(), 'python': platform.python_version()}
+    (folder / 'benchmark.json').write_text(json.dumps(found, indent=1) + '\n')
+    print(f'\n=== {found["machine"]["processor"]}, {entry.cores()} cores, {(time.monotonic() - started) / 60:.0f} min')
+    for aim in _AIMS:
+        if aim.part in found:
+            value = aim.value(found[aim.part])
+            met = value <= aim.limit if aim.at_most else value >= aim.limit
+            sign = 'at most' if aim.at_most else 'at least'
+            print(f'{aim.what:<58}{value:8.2f}   {sign} {aim.limit:.2f}   {"met" if met else "MISSED"}')
+    print(f'All figures: {folder / "benchmark.json"}')
+
+
+def _output(folder: pathlib.Path, part: str) -> pathlib.Path:
+    return folder / 'workers' / 'benchmark.json' if part == 'workers' else folder / f'{part}.json'
+
+
+def _processor() -> str:
+    lines = pathlib.Path('/proc/cpuinfo').read_text().splitlines()
+    return next((line.partition(':')[2].strip() for line in lines if line.startswith('model name')), platform.machine())
+
+
+if __name__ == '__main__':
+    entry.run(main)

@@ -1,0 +1,86 @@
+"""Compares the estimated memory of a training step with what XLA's compiler sets aside for it.
+
+    python -m benchmarks.estimates
+
+Each step is compiled for one CPU at its real size and not run; the compiler's buffer assignment says how much memory it
+takes with everything in it: weights, slots, gradients, activations and the batch.
+"""
+
+import json
+import os
+import pathlib
+import re
+import tempfile
+
+from absl import flags
+
+from configs import camvid, cityscapes, cityscapes_256, synthetic
+from launch import entry
+
+_ONLY = flags.DEFINE_list('only', [], 'Cases to look at; default all.')
+_OUTPUT = flags.DEFINE_string('output', None, 'JSON file for the figures.')
+
+# Case -> config and what is changed in it.
+_CASES = {
+    'synthetic': (synthetic, {}),
+    'camvid': (camvid, {}),
+    'cityscapes_256': (cityscapes_256, {'global_batch': 8}),
+    'cityscapes_256, recompute': (cityscapes_256, {'global_batch': 8, 'runtime.recompute': True}),
+    'cityscapes_256, microbatches': (cityscapes_256, {'runtime.microbatches': 8}),
+    'cityscapes': (cityscapes, {'global_batch': 2}),
+    'cityscapes, recompute': (cityscapes, {'global_batch': 2, 'runtime.recompute': True}),
+    'cityscapes, float32': (cityscapes, {'global_batch': 2, 'precision': 'float32'}),
+    'unpadded': (cityscapes_256, {'global_batch': 2, 'model.padding': 'valid', 'data.crop': (572, 572)}),
+    'residual, resize, group': (
+        cityscapes_256,
+        {'global_batch': 8, 'model.residual': True, 'model.up': 'resize', 'model.norm': 'group', 'model.skip': 'add'},
+    ),
+}
+
+
+def main() -> None:
+    unknown = set(_ONLY.value) - set(_CASES)
+    if unknown:
+        raise entry.Failure(entry.BAD_USAGE, f'--only={",".join(unknown)}: choose of {"; ".join(_CASES)}')
+    figures = {}
+    print(f'{"":<32}{"estimate":>12}{"XLA":>12}{"ratio":>8}   in GiB')
+    with tempfile.TemporaryDirectory() as dumps:
+        os.environ['XLA_FLAGS'] = f'--xla_dump_to={dumps} ' + os.environ.get('XLA_FLAGS', '')
+        for name in _ONLY.value or _CASES:
+            estimated, compiled = _bytes_of(*_CASES[name], pathlib.Path(dumps))
+            figures[name] = {'estimated': estimated, 'compiled': compiled, 'ratio': estimated / compiled}
+            print(f'{name:<32}{estimated / 2**30:12.3f}{compiled / 2**30:12.3f}{estimated / compiled:8.2f}', flush=True)
+    if _OUTPUT.value:
+        pathlib.Path(_OUTPUT.value).write_text(json.dumps(figures, indent=1) + '\n')
+
+
+def _bytes_of(module, changes: dict[str, object], dumps: pathlib.Path) -> tuple[int, int]:
+    """Memory of a step by our estimate and by the compiler's buffer assignment."""
+    with entry.quiet_import():
+        import tensorflow as tf
+
+    from data_prep import labels
+    from unet import estimate, from_config
+
+    config = module.get_config()
+    config.update_from_flattened_dict(changes)
+    config.runtime.jit_compile = 'on'
+    network = from_config.network(config, labels.CITYSCAPES, replicas=1)
+    state = from_config.train_state(config, network)
+    step = tf.function(from_config.replica_step(config, network, state, labels.CITYSCAPES, 1, None), jit_compile=True)
+    batch = {name: tf.constant(values) for name, values in from_config.noise_batch(config, config.global_batch).items()}
+    step.experimental_get_compiler_ir(batch, tf.constant(0.0))(stage='optimized_hlo_serialized')
+    found = {path: _total(path) for path in dumps.glob('*buffer-assignment.txt')}
+    for path in dumps.iterdir():
+        path.unlink()
+    classes = len(from_config.id_of_class(config.labels, labels.CITYSCAPES))
+    images = config.global_batch // config.runtime.microbatches
+    return estimate.step_bytes(estimate.cost(config, classes), images), max(found.values())
+
+
+def _total(path: pathlib.Path) -> int:
+    return int(re.search(r'Total bytes used: (\d+)', path.read_text())[1])
+
+
+if __name__ == '__main__':
+    entry.run(main)

@@ -1,0 +1,121 @@
+"""Measures our training step beside Keras's `fit` on the same network, bare, under MirroredStrategy and recomputed.
+
+    python -m benchmarks.step --config=configs/cityscapes_256.py --config.model.width=16 --config.global_batch=8
+
+All train on the same images from memory; those of `fit` are normalised beforehand. Ours do what training does: cast,
+colour, count, update, under one device. What is compiled with XLA and what is not each gets its turn, and the better
+one of each side counts.
+
+    fit         keras.Model.fit with keras.optimizers.Adam and SparseCategoricalCrossentropy
+    bare        our replica step in a tf.function, the batch as its argument
+    ours        unet's compiled training steps as unet.main runs them on one device
+    mirrored    the same under MirroredStrategy with one device
+    recompute   ours with config.runtime.recompute
+"""
+
+import json
+import pathlib
+import statistics
+
+from absl import flags
+
+from benchmarks import alternating
+from launch import entry
+from unet import config_flag
+
+_ROUNDS = flags.DEFINE_integer('rounds', 10, 'Times that each is measured.', lower_bound=1)
+_STEPS = flags.DEFINE_integer('steps', 4, 'Steps per round.', lower_bound=1)
+_SIDES = flags.DEFINE_list('sides', ['fit', 'bare', 'ours', 'mirrored', 'recompute'], 'Those to compare.')
+_JIT = flags.DEFINE_list('jit_compile', ['off', 'on'], "'off', 'on' or both.")
+_OUTPUT = flags.DEFINE_string('output', None, 'JSON file for the figures.')
+
+_COMPARED = (('ours', 'fit'), ('ours', 'bare'), ('mirrored', 'bare'), ('recompute', 'ours'))
+
+
+def main() -> None:
+    config = config_flag.checked()
+    with entry.quiet_import():
+        import tensorflow as tf
+
+    device = 'GPU:0' if tf.config.list_physical_devices('GPU') else 'CPU:0'
+    calls = {}
+    for jit in _JIT.value:
+        for side in _SIDES.value:
+            own = config.copy_and_resolve_references()
+            own.runtime.jit_compile = jit
+            own.runtime.recompute = side == 'recompute'
+            calls[f'{side}, XLA {jit}'] = call = _call_of(side, own, device)
+            call()  # traces and compiles
+            print(f'{side}, XLA {jit}: ready', flush=True)
+    seconds = alternating.run(calls, _ROUNDS.value)
+    images = config.global_batch * _STEPS.value
+    print(
+        f'\n{config.global_batch} images of {"x".join(map(str, config.data.crop))}, width {config.model.width}, ',
+        end='',
+    )
+    print(f'{config.precision}, {device}, {entry.cores()} cores, {_ROUNDS.value} rounds of {_STEPS.value} steps')
+    for name, times in seconds.items():
+        print(f'{name:<20}{images / statistics.median(times):10.2f} images/s')
+    figures = {'seconds': seconds, 'ratios': {}}
+    for one, other in _COMPARED:
+        if one in _SIDES.value and other in _SIDES.value:
+            best = [
+                min((f'{side}, XLA {jit}' for jit in _JIT.value), key=lambda name: statistics.median(seconds[name]))
+                for side in (one, other)
+            ]
+            median, lowest, highest = figures['ratios'][f'{one} / {other}'] = alternating.ratio(seconds, *best)
+            print(f'time of {" / ".join(best):<40}{median:8.3f}   ({lowest:.3f} to {highest:.3f})')
+    if _OUTPUT.value:
+        pathlib.Path(_OUTPUT.value).write_text(json.dumps(figures, indent=1) + '\n')
+
+
+def _call_of(side: str, config, device: str):
+    """A function that takes --steps training steps and returns when they are done."""
+    import keras
+    import tensorflow as tf
+
+    from data_prep import labels
+    from unet import from_config, input_pipeline
+
+    steps, compiled = _STEPS.value, config.runtime.jit_compile == 'on'
+    batch = from_config.noise_batch(config, config.global_batch)
+    if side == 'fit':
+        network = from_config.network(config, labels.CITYSCAPES, replicas=1)
+        network.compile(
+            keras.optimizers.Adam(config.optimizer.learning_rate),
+            keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=labels.IGNORED),
+            jit_compile=compiled,
+        )
+        classes = from_config.class_of_id(config.labels, labels.CITYSCAPES)[batch['label']]
+        images = input_pipeline.normalize(batch['image'])
+        data = tf.data.Dataset.from_tensors((images, classes)).repeat().prefetch(tf.data.AUTOTUNE)
+        return lambda: network.fit(data, steps_per_epoch=steps, verbose=0)
+
+    strategy = tf.distribute.MirroredStrategy([device]) if side == 'mirrored' else tf.distribute.get_strategy()
+    with strategy.scope():
+        network = from_config.network(config, labels.CITYSCAPES, replicas=1)
+        state = from_config.train_state(config, network)
+    if side == 'bare':
+        replica_step = from_config.replica_step(config, network, state, labels.CITYSCAPES, 1, None)
+        step = tf.function(replica_step, jit_compile=compiled)
+        fixed = {name: tf.constant(values) for name, values in batch.items()}
+
+        def take_bare_steps():
+            for _ in range(steps):
+                row = step(fixed, tf.constant(0.0))
+            return row.numpy()
+
+        return take_bare_steps
+    train_steps = from_config.train_steps(config, network, state, labels.CITYSCAPES, strategy, None)
+    batches = iter(from_config.same_batch_again(config, strategy))
+
+    def take_steps():
+        for _ in range(steps):
+            rows = train_steps(batches, tf.constant(1), tf.constant(0.0))
+        return rows.numpy()
+
+    return take_steps
+
+
+if __name__ == '__main__':
+    entry.run(main)

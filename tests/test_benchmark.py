@@ -1,0 +1,109 @@
+"""What is measured is measured, on one worker and on several; the estimates before it are right where it is known."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from configs import cityscapes, default
+from launch import entry
+from tests import tiny
+from unet import estimate, timing
+
+
+@pytest.fixture(scope='module')
+def data_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('data') / 'records'
+    return tiny.write_folder(folder, train=tiny.scenes(6), validation=tiny.scenes(2, seed=1))
+
+
+def benchmark(workdir, data_dir, *flags: str, **fields) -> list[str]:
+    command = tiny.train_command(workdir, data_dir, **fields)
+    return [*command[:2], 'unet.benchmark', *command[3:], '--seconds=0.3', *flags]
+
+
+def test_every_part_of_a_config(tmp_path, data_dir):
+    """Evaluation goes on although the split has two images."""
+    done = tiny.run(benchmark(tmp_path, data_dir, **{'runtime.steps_per_call': 2}))
+    assert done.returncode == 0, done.stderr
+    figures = json.loads((tmp_path / 'benchmark.json').read_text())
+    assert list(figures) == ['conditions', 'loader', 'step', 'both', 'predict', 'evaluate']
+    for name in list(figures)[1:]:
+        assert figures[name]['images_per_second'] > 0
+        assert figures[name]['milliseconds_p90'] >= figures[name]['milliseconds'] > 0
+        assert figures[name]['peak_bytes'] > 2**20
+    assert 0 <= figures['both']['waiting_for_data'] <= 1
+    assert ' bounds it' in done.stdout
+
+
+def test_numbers_of_workers_side_by_side(tmp_path, data_dir):
+    """The step alone needs no records. A device's share of the batch is the same in all."""
+    done = tiny.run(benchmark(tmp_path, '/nowhere', '--parts=step', '--scale=1,2', '--config.global_batch=4'))
+    assert done.returncode == 0, done.stdout + done.stderr
+    figures = json.loads((tmp_path / 'benchmark.json').read_text())
+    assert [figures[count]['conditions']['global_batch'] for count in '12'] == [2, 4]
+    assert [figures[count]['conditions']['workers'] for count in '12'] == [1, 2]
+    assert 'apart' in figures['2'] and 'apart' not in figures['1']
+
+
+def test_what_cannot_be_measured(tmp_path, data_dir):
+    for flags, status, said in (
+        (['--parts=loaders'], entry.BAD_USAGE, 'choose of loader'),
+        (['--scale=1,4096'], entry.BAD_CONFIG, 'this host has'),
+        (['--scale=1,two'], entry.BAD_USAGE, 'give numbers'),
+        (['--scale=2', '--config.global_batch=3'], entry.BAD_CONFIG, 'does not divide'),
+        (['--data_dir=/nowhere'], entry.MISSING_INPUT, '/nowhere'),
+    ):
+        done = tiny.run(benchmark(tmp_path, data_dir, *flags))
+        assert done.returncode == status and said in done.stderr, done.stderr
+        assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / 'benchmark.json').exists()
+
+
+def test_rates_are_medians_over_parts_of_the_time():
+    """One call of ten that hangs changes the rate of its part alone."""
+    seconds = np.full(10, 0.5)
+    seconds[3] = 100.0
+    measured = timing.Timing(images=4, seconds=seconds, waited=np.zeros(10))
+    assert measured.images_per_second == pytest.approx(8.0)
+    assert measured.milliseconds(50) == pytest.approx(500.0)
+
+
+def test_warm_up_is_not_counted_and_all_processes_call_equally_often():
+    calls = []
+    measured = timing.measure(lambda: calls.append(None) or 0.25, images=1, seconds=0.0, agree=lambda own: own + 2)
+    assert len(measured.seconds) == 7 and len(calls) > 7
+    assert measured.waited.tolist() == [0.25] * 7
+
+
+def test_expected_time_is_work_over_speed():
+    """Of a device that is equally fast in all levels; recomputing costs another forward pass."""
+    config, rate = default.get_config(), 1e12
+    height, width = config.data.crop
+    one_convolution = 3 * 2 * 9 * config.model.width**2 * height * width / rate  # the same work on every level
+    levels = [one_convolution] * config.model.depth
+    seconds = estimate.step_seconds(config, 19, levels)
+    assert seconds == pytest.approx(estimate.cost(config, 19).step_flops / rate)
+    config.runtime.recompute = True
+    assert estimate.step_seconds(config, 19, levels) == pytest.approx(4 / 3 * seconds)
+
+
+def test_expected_scaling():
+    """One host waits for nobody; of two, each sends its gradients once; infinitely many send them twice."""
+    cost = estimate.cost(cityscapes.get_config(), 19)
+    told = {'step_seconds': 1.0, 'bytes_per_second': float(cost.all_reduce_bytes)}
+    assert estimate.scaling_efficiency(cost, hosts=1, **told) == 1
+    assert estimate.scaling_efficiency(cost, hosts=2, **told) == pytest.approx(1 / 2)
+    assert estimate.scaling_efficiency(cost, hosts=10**9, **told) == pytest.approx(1 / 3)
+
+
+def test_workers_keep_to_their_cores():
+    """In a process of its own, since each program has its own flags."""
+    code = """
+from launch import local
+print(local.core_shares(2, 0), local.core_shares(1, 1))
+local.core_shares(4096, 1)
+"""
+    done = tiny.run([sys.executable, '-c', code])
+    assert done.stdout.startswith('[set(), set()] [{') and '4096 workers need 4096 cores' in done.stderr

@@ -1,0 +1,68 @@
+"""How fast a device computes what a U-Net is made of.
+
+speed.matrix_flops('bfloat16')              # FLOP/s of a large matrix product
+speed.level_seconds(config)                 # of one convolution per level, forward and backward
+"""
+
+import keras
+import tensorflow as tf
+from ml_collections import ConfigDict
+
+from unet import from_config, model, normalization, timing
+
+_MATRIX = {'GPU': 8192, 'CPU': 2048}  # rows and columns of the matrices
+_SECONDS = 0.5  # for which each thing is timed
+_PIXELS = 2**16  # of level 0 that a convolution is timed on at the most; its time is proportional to them
+
+
+def matrix_flops(precision: str) -> float:
+    """FLOP/s of a large matrix product on one device, which a step's convolutions could reach at the best.
+
+    On a CPU in float32 (or float64): the 16-bit types have no fast product on most.
+    """
+    device = _device()
+    size = _MATRIX[device]
+    dtype = precision if device == 'GPU' or precision == 'float64' else 'float32'
+    matrix = tf.cast(tf.random.stateless_uniform([size, size], [0, 0]), dtype)
+    product = tf.function(lambda x: tf.reduce_sum(tf.linalg.matmul(x, x)))
+    best = timing.measure(lambda: product(matrix).numpy() and None, images=1, seconds=_SECONDS).seconds.min()
+    return 2 * size**3 / float(best)
+
+
+def level_seconds(config: ConfigDict) -> list[float]:
+    """Seconds that one image takes on one device, for each level of the network: of a 3x3 convolution of that level's
+    size from as many channels to as many, with ReLU and normalisation, forward and backward."""
+    height, width = config.data.crop
+    shrunk = max(1.0, (height * width / _PIXELS) ** 0.5)
+    return [
+        shrunk**2 * _convolution_seconds(config, level, int(height / shrunk) >> level, int(width / shrunk) >> level)
+        for level in range(config.model.depth)
+    ]
+
+
+def _convolution_seconds(config: ConfigDict, level: int, height: int, width: int) -> float:
+    channels = config.model.width * 2**level
+    policy = model.POLICIES[config.precision]
+    layers = [keras.layers.Conv2D(channels, 3, padding='same', activation='relu', dtype=policy)]
+    if config.model.norm == 'batch':
+        layers.append(normalization.BatchNorm(config.model.norm_momentum, False, dtype=policy))
+    block = keras.Sequential(layers)
+    block.build((None, None, None, channels))
+    weights = [variable.value for variable in block.trainable_variables]
+    images = tf.random.stateless_normal([1, height, width, channels], [0, 0], dtype=block.compute_dtype)
+
+    @tf.function(jit_compile=from_config.jit_compile(config, 1))
+    def forward_and_backward(images):
+        with tf.GradientTape() as tape:
+            tape.watch(images)
+            output = block(images, training=True)
+        return [tf.reduce_sum(tf.cast(x, tf.float32)) for x in tape.gradient(output, [images, *weights])]
+
+    def call() -> None:
+        forward_and_backward(images)[0].numpy()
+
+    return timing.measure(call, images=1, seconds=_SECONDS).milliseconds(50) / 1000
+
+
+def _device() -> str:
+    return 'GPU' if tf.config.list_logical_devices('GPU') else 'CPU'
