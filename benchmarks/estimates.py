@@ -13,6 +13,7 @@ import re
 import tempfile
 
 from absl import flags
+from ml_collections import ConfigDict
 
 from configs import camvid, cityscapes, cityscapes_256, synthetic
 from launch import entry
@@ -47,23 +48,25 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as dumps:
         os.environ['XLA_FLAGS'] = f'--xla_dump_to={dumps} ' + os.environ.get('XLA_FLAGS', '')
         for name in _ONLY.value or _CASES:
-            estimated, compiled = _bytes_of(*_CASES[name], pathlib.Path(dumps))
+            module, changes = _CASES[name]
+            config = module.get_config()
+            config.update_from_flattened_dict(changes)
+            estimated, compiled = bytes_of_step(config, pathlib.Path(dumps))
             figures[name] = {'estimated': estimated, 'compiled': compiled, 'ratio': estimated / compiled}
             print(f'{name:<32}{estimated / 2**30:12.3f}{compiled / 2**30:12.3f}{estimated / compiled:8.2f}', flush=True)
     if _OUTPUT.value:
         pathlib.Path(_OUTPUT.value).write_text(json.dumps(figures, indent=1) + '\n')
 
 
-def _bytes_of(module, changes: dict[str, object], dumps: pathlib.Path) -> tuple[int, int]:
-    """Memory of a step by our estimate and by the compiler's buffer assignment."""
+def bytes_of_step(config: ConfigDict, dumps: pathlib.Path) -> tuple[int, int]:
+    """Memory of a step by our estimate and by the compiler, which writes its buffer assignment into the folder `dumps`
+    (XLA_FLAGS=--xla_dump_to=..., set before TensorFlow is imported)."""
     with entry.quiet_import():
         import tensorflow as tf
 
     from data_prep import labels
     from unet import estimate, from_config
 
-    config = module.get_config()
-    config.update_from_flattened_dict(changes)
     config.runtime.jit_compile = 'on'
     network = from_config.network(config, labels.CITYSCAPES, replicas=1)
     state = from_config.train_state(config, network)

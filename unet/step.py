@@ -127,11 +127,10 @@ def make_replica_step(
 
         total = all_reduce(tf.stack([of_labels(t, dtype) for t in targets for _, _, of_labels in losses]))
         total = tf.where(total > 0, total, tf.ones_like(total))
-        gradients, local_loss = [tf.zeros_like(variable) for variable in variables], tf.zeros([], dtype)
-        for parts in zip(*(tf.split(tensor, microbatches) for tensor in [*inputs, *targets]), strict=True):
-            with tf.control_dependencies(gradients):  # the parts before are done with, and their memory is free
-                parts = [tf.identity(part) for part in parts]
-            part_inputs, part_targets = parts[: len(inputs)], parts[len(inputs) :]
+
+        def of_part(examples: list[tf.Tensor]) -> tuple[list[tf.Tensor], tf.Tensor]:
+            """Gradient of the scaled loss of some examples, and their loss."""
+            part_inputs, part_targets = examples[: len(inputs)], examples[len(inputs) :]
             with tf.GradientTape() as tape:
                 heads = tf.nest.flatten(network(part_inputs, training=True))
                 terms = [
@@ -141,9 +140,15 @@ def make_replica_step(
                 ]
                 part_loss = tf.reduce_sum(tf.stack(terms) / total)
                 scaled_loss = part_loss * scale
-            of_part = tape.gradient(scaled_loss, variables)
-            gradients = [whole + part for whole, part in zip(gradients, of_part, strict=True)]
-            local_loss += part_loss
+            return tape.gradient(scaled_loss, variables), part_loss
+
+        gradients, local_loss = _sum_of_parts(
+            of_part,
+            [*inputs, *targets],
+            ([tf.zeros_like(variable) for variable in variables], tf.zeros([], dtype)),
+            count=microbatches,
+            in_loop=replicas == 1,  # statistics of several replicas are all-reduced, which a loop cannot hold
+        )
         *gradients, mean_loss, stop = all_reduce([*gradients, local_loss, tf.identity(tf.cast(stop, dtype))])
 
         gradients = [gradient / scale for gradient in gradients]
@@ -184,6 +189,33 @@ def make_replica_step(
         return tf.stack([tf.cast(x, tf.float32) for x in (mean_loss, norm, rate, finite, scale, stop)])
 
     return replica_step
+
+
+def _sum_of_parts(
+    function: Callable[[list[tf.Tensor]], object],
+    tensors: list[tf.Tensor],
+    zero: object,
+    *,
+    count: int,
+    in_loop: bool,
+) -> object:
+    """The sum of `function` over the tensors cut into `count` parts, one after the other, so that a part's memory is
+    free for the next. XLA keeps to that in a loop alone: it ignores control dependencies."""
+    if count == 1:
+        return function(tensors)
+    parts = [tf.reshape(tensor, [count, tensor.shape[0] // count, *tensor.shape[1:]]) for tensor in tensors]
+
+    def add(number: tf.Tensor, whole: object) -> tuple[tf.Tensor, object]:
+        of_part = function([tf.gather(part, number) for part in parts])
+        return number + 1, tf.nest.map_structure(tf.add, whole, of_part)
+
+    if in_loop:
+        return tf.while_loop(lambda number, _: number < count, add, (0, zero), parallel_iterations=1)[1]
+    whole = zero
+    for number in range(count):
+        with tf.control_dependencies(tf.nest.flatten(whole)):
+            _, whole = add(tf.constant(number), whole)
+    return whole
 
 
 def _targets(target: tf.Tensor, outputs: tuple | list[tuple]) -> list[tf.Tensor]:
