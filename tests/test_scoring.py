@@ -48,6 +48,24 @@ def test_seven_images_on_any_devices_and_batch_are_scored_as_one_by_one(tmp_path
         np.testing.assert_array_equal(found, expected)
 
 
+def test_a_network_is_traced_once_and_scored_with_the_weights_of_the_moment(tmp_path, network, mirrored):
+    split = records.read_split(tiny.write_folder(tmp_path, validation=tiny.scenes(3)), 'validation')
+    strategy, traces = mirrored(1), []
+    with strategy.scope():
+        copy = model.unet(34, width=2, depth=3)
+    eager = predictor(copy)
+
+    def predict(images):
+        traces.append(images.shape)
+        return eager(images)
+
+    for weights in (copy.get_weights(), network.get_weights()):
+        copy.set_weights(weights)
+        found = scoring.confusion_of_split(strategy, predict, split, num_ids=34, batch=1)
+        np.testing.assert_array_equal(found, confusion_one_by_one(eager, split))
+        assert len(traces) == 1
+
+
 def test_unlabelled_images_and_unknown_ids_are_refused(tmp_path, network, mirrored):
     folder = tiny.write_folder(tmp_path / 'test', labelled=False, test=tiny.scenes(2))
     with pytest.raises(entry.Failure, match='without labels'):

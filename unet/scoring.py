@@ -9,6 +9,7 @@ Each process sees its own share of the examples; the confusion matrix is the sum
 
 import collections
 import concurrent.futures
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
@@ -61,13 +62,8 @@ def predictions(
     ours = batches.reshape(-1, processes, local, batch)[:, rank]  # each replica's row of each round
     # Not a distributed dataset: over several processes its every element would cost an all-reduce, since shapes differ.
     dataset = iter(input_pipeline.eval_dataset(reader, ours.reshape(-1, batch)))
-    if jit_compile and len({*zip(split.height.tolist(), split.width.tolist(), strict=True)}) <= _COMPILED_SIZES:
-        predict = tf.function(predict, jit_compile=True)
-
-    @tf.function(reduce_retracing=True)
-    def predict_on_all(images, stop):
-        asked = strategy.run(lambda: tf.cast(stop, tf.float32))
-        return strategy.run(predict, args=(images,)), strategy.reduce(tf.distribute.ReduceOp.SUM, asked, axis=None)
+    sizes = len({*zip(split.height.tolist(), split.width.tolist(), strict=True)})
+    predict_on_all = _on_all(strategy, predict, jit_compile and sizes <= _COMPILED_SIZES)
 
     def on_host(examples, predicted, asked) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         if asked.numpy():
@@ -92,6 +88,20 @@ def predictions(
         if reader.failure:
             raise reader.failure from None
         raise
+
+
+@functools.lru_cache(maxsize=1)  # training evaluates one network again and again: it is traced and compiled once
+def _on_all(strategy: tf.distribute.Strategy, predict: Callable[[tf.Tensor], tf.Tensor], jit_compile: bool) -> Callable:
+    """Each replica's images, and whether to stop -> each replica's prediction, and how many processes are to stop."""
+    if jit_compile:
+        predict = tf.function(predict, jit_compile=True)
+
+    @tf.function(reduce_retracing=True)
+    def predict_on_all(images, stop):
+        asked = strategy.run(lambda: tf.cast(stop, tf.float32))
+        return strategy.run(predict, args=(images,)), strategy.reduce(tf.distribute.ReduceOp.SUM, asked, axis=None)
+
+    return predict_on_all
 
 
 def in_threads(work: Callable[..., Result], found: Iterable[tuple]) -> Iterator[Result]:
