@@ -1,5 +1,9 @@
 """Work is never lost: stopped, killed, out of space, damaged or moved, a run ends as if nothing had happened."""
 
+import collections
+import contextlib
+import functools
+import json
 import os
 import random
 import resource
@@ -124,35 +128,120 @@ def test_a_run_moves_from_four_devices_to_one(tmp_path, data_dir):
     assert tiny.largest_difference(tmp_path / 'one', tmp_path / 'moved', step=12) < 1e-9
 
 
+@pytest.fixture(scope='module')
+def never_interrupted(tmp_path_factory, data_dir):
+    """Number of processes and of steps -> a run of `_campaign` that nothing interrupts."""
+
+    @functools.cache
+    def run(workers: int, num_steps: int):
+        workdir = tmp_path_factory.mktemp('never')
+        done = tiny.run(_command(workdir, data_dir, workers, num_steps))
+        assert done.returncode == 0, done.stdout + done.stderr
+        return workdir
+
+    return run
+
+
+def _command(workdir, data_dir, workers: int, num_steps: int) -> list[str]:
+    """Saves after every step and evaluates after every fifth."""
+    fields = {'checkpoint.every_steps': 1, 'eval.every_steps': 5, 'eval.pictures': 0, 'log.every_steps': 1}
+    command = tiny.train_command(workdir, data_dir, num_steps=num_steps, **fields)
+    return tiny.on_workers(workers, command) if workers > 1 else command
+
+
+_PHASES = ('starting', 'training', 'saving')
+
+
+def _interrupt(command, workdir, workers: int, number: signal.Signals, phase: str, chance: random.Random) -> str:
+    """Starts the command, signals one of its processes or all of them at a random moment, and waits for the end.
+
+    Returns the phase that it was in, as seen from outside: before its first save, while a checkpoint was half-written,
+    or neither.
+    """
+    checkpoints = workdir / 'checkpoints'
+    unfinished = checkpoints / '.unfinished'
+
+    def newest() -> int:
+        return max((int(path.stem.split('-')[1]) for path in checkpoints.glob('*.index')), default=0)
+
+    def is_saving() -> bool:
+        with contextlib.suppress(FileNotFoundError):
+            return bool(os.listdir(unfinished))
+        return False
+
+    first = newest() + 1
+    process = subprocess.Popen(command, cwd=tiny.ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    ranks = chance.choice([[0], [1], [0, 1]]) if workers > 1 else [0]
+    if phase == 'starting':
+        late = time.monotonic() + chance.uniform(1, 8 * workers)
+        while time.monotonic() < late and newest() < first:
+            time.sleep(0.01)
+    else:
+        step = first + chance.randrange(4)
+        while process.poll() is None and newest() < step:
+            time.sleep(0.01)
+        if phase == 'training':
+            time.sleep(chance.uniform(0, 0.1))
+        else:
+            ranks = [0]  # the one who writes
+    victims = [tiny.worker(process.pid, rank) for rank in ranks] if workers > 1 else [process.pid]
+    while phase == 'saving' and process.poll() is None and not is_saving():
+        pass
+    for victim in victims:
+        os.kill(victim, number)
+    half_written = is_saving()
+    output = process.communicate(timeout=300)[0]
+    if number == signal.SIGKILL:
+        half_written = is_saving()  # what the killed process has left behind
+        assert process.returncode in (-number, 128 + number), output
+    else:
+        assert process.returncode == entry.STOPPED and 'stopped on request' in output, output
+        assert 'Traceback' not in output
+    return 'saving' if half_written else 'training' if newest() >= first else 'starting'
+
+
+def _campaign(workdir, data_dir, workers: int, numbers: list[signal.Signals], num_steps: int, reference) -> str:
+    """Interrupts a run by each of the signals, lets it end, and compares it with one that was not interrupted."""
+    chance = random.Random(time.time_ns())
+    command = _command(workdir, data_dir, workers, num_steps)
+    wanted = [(number, _PHASES[place % len(_PHASES)]) for place, number in enumerate(numbers)]
+    chance.shuffle(wanted)
+    met = []
+    while wanted:
+        number, phase = wanted.pop()
+        met.append((number, _interrupt(command, workdir, workers, number, phase, chance)))
+        if phase == 'saving' and met[-1][1] != phase and len(met) < 2 * len(numbers):
+            wanted.insert(0, (number, phase))  # too late: the save was over
+    done = tiny.run(command)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for folder in ('checkpoints', 'best'):
+        assert sorted(os.listdir(workdir / folder)) == sorted(os.listdir(reference / folder))
+    ours, theirs = (tiny.checkpoint_values(run / f'checkpoints/ckpt-{num_steps}') for run in (workdir, reference))
+    assert {name: value.tobytes() for name, value in ours.items()} == {
+        name: value.tobytes() for name, value in theirs.items()
+    }
+    ours, theirs = (
+        [
+            {name: value for name, value in json.loads(line).items() if name.startswith(('step', 'train/', 'eval/'))}
+            for line in (run / 'metrics.jsonl').read_text().splitlines()
+        ]
+        for run in (workdir, reference)
+    )
+    assert ours == theirs
+    for number in set(numbers):
+        assert (number, 'saving') in met
+    counts = collections.Counter(f'{number.name} while {phase}' for number, phase in met)
+    return f'{workers} process(es): {", ".join(f"{count} {name}" for name, count in sorted(counts.items()))}'
+
+
+@pytest.mark.parametrize('workers', [1, 2])
+def test_interruptions_of_both_kinds_leave_no_trace(tmp_path, data_dir, never_interrupted, workers):
+    numbers = 3 * [signal.SIGTERM] + 3 * [signal.SIGKILL]
+    print(_campaign(tmp_path, data_dir, workers, numbers, 40, never_interrupted(workers, 40)))
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGKILL])
 @pytest.mark.parametrize('workers', [1, 2])
-def test_twenty_interruptions_leave_no_trace(tmp_path, data_dir, workers, number):
-    """At random moments, many of them while a checkpoint is saved, since every step saves one."""
-    fields = {'num_steps': 600, 'checkpoint.every_steps': 1, 'eval.every_steps': 25, 'eval.pictures': 0}
-    commands = {}
-    for workdir in ('undisturbed', 'interrupted'):
-        commands[workdir] = tiny.train_command(tmp_path / workdir, data_dir, **fields)
-        if workers > 1:
-            commands[workdir] = tiny.on_workers(workers, commands[workdir])
-    assert tiny.run(commands['undisturbed']).returncode == 0
-    checkpoints = tmp_path / 'interrupted/checkpoints'
-    moments = random.Random(time.time_ns())
-    steps = []
-    for _ in range(20):
-        before = set(checkpoints.glob('*'))
-        process = subprocess.Popen(
-            commands['interrupted'], cwd=tiny.ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        while process.poll() is None and set(checkpoints.glob('*')) <= before:
-            time.sleep(0.02)
-        time.sleep(moments.uniform(0, 0.6))
-        victim = process.pid if workers == 1 else tiny.worker(process.pid, moments.randrange(workers))
-        if process.poll() is None:
-            os.kill(victim, number)
-        process.communicate(timeout=300)
-        steps.append(max(int(path.stem.split('-')[1]) for path in checkpoints.glob('*.index')))
-    assert steps[-1] < 600, f'the run ended before the last interruption, at the steps {steps}'
-    assert tiny.run(commands['interrupted']).returncode == 0
-    assert tiny.largest_difference(tmp_path / 'undisturbed', tmp_path / 'interrupted', step=600) == 0
-    print(f'{workers} process(es), {number.name} at the steps {steps}')
+def test_twenty_interruptions_leave_no_trace(tmp_path, data_dir, never_interrupted, workers, number):
+    print('\n' + _campaign(tmp_path, data_dir, workers, 20 * [number], 150, never_interrupted(workers, 150)))
