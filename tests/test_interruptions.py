@@ -20,8 +20,9 @@ from tests import tiny
 
 @pytest.fixture(scope='module')
 def data_dir(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('data') / 'records'
-    return tiny.write_folder(folder, train=tiny.scenes(10), validation=tiny.scenes(3, seed=1))
+    train = tiny.scenes(6) + tiny.scenes(4, (52, 45), seed=2)
+    validation = tiny.scenes(2, (36, 52), seed=1) + tiny.scenes(1, (33, 47), seed=3)
+    return tiny.write_folder(tmp_path_factory.mktemp('data') / 'records', train=train, validation=validation)
 
 
 @pytest.fixture(scope='module')

@@ -1,8 +1,6 @@
 """Contract 2 on one host, with the real program in processes of its own."""
 
 import json
-import random
-import signal
 import subprocess
 import sys
 import time
@@ -28,14 +26,6 @@ def undisturbed(tmp_path_factory, data_dir):
     done = tiny.run(tiny.train_command(workdir, data_dir))
     assert done.returncode == 0, done.stderr
     return workdir, done.stdout
-
-
-def assert_same_weights(one, other, step=12):
-    first = tiny.checkpoint_values(one / f'checkpoints/ckpt-{step}')
-    second = tiny.checkpoint_values(other / f'checkpoints/ckpt-{step}')
-    assert first.keys() == second.keys()
-    for name in first:
-        np.testing.assert_array_equal(first[name], second[name], err_msg=name)
 
 
 def test_replicas_equal_one(tmp_path, data_dir):
@@ -108,43 +98,6 @@ def test_a_run_is_whole(undisturbed):
     assert sorted(path.name for path in (workdir / 'checkpoints').iterdir()) == [
         'checkpoint', 'ckpt-12.data-00000-of-00001', 'ckpt-12.index', 'ckpt-9.data-00000-of-00001', 'ckpt-9.index'
     ]  # fmt: skip
-
-
-def test_killed_at_random_moments_ends_the_same(tmp_path, data_dir, undisturbed):
-    """kill -9 at three moments, each after the run has come further; then the same command to its end."""
-    command = tiny.train_command(tmp_path, data_dir)
-    metrics = tmp_path / 'metrics.jsonl'
-    moments = random.Random(time.time_ns())
-    for lines in (1, 2, 4):  # lines of metrics after which the process is killed, plus a random while
-        process = subprocess.Popen(command, cwd=tiny.ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        while process.poll() is None and not (metrics.exists() and len(metrics.read_text().splitlines()) >= lines):
-            time.sleep(0.02)
-        time.sleep(moments.uniform(0, 0.5))
-        process.kill()
-        process.communicate()
-    done = tiny.run(command)
-    assert done.returncode == 0, done.stderr
-    assert_same_weights(tmp_path, undisturbed[0])
-    ours, theirs = (
-        [json.loads(line) for line in (path / 'metrics.jsonl').read_text().splitlines()]
-        for path in (tmp_path, undisturbed[0])
-    )
-    assert [line['step'] for line in ours] == [line['step'] for line in theirs]
-    assert [line.get('eval/miou') for line in ours] == [line.get('eval/miou') for line in theirs]
-
-
-def test_asked_to_stop_saves_and_goes_on_the_same(tmp_path, data_dir, undisturbed):
-    command = tiny.train_command(tmp_path, data_dir)
-    process = subprocess.Popen(command, cwd=tiny.ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    while process.poll() is None and not (tmp_path / 'metrics.jsonl').exists():
-        time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)
-    output = process.communicate()[0]
-    assert process.returncode == entry.STOPPED, output
-    assert 'stopped on request after step' in output and 'Traceback' not in output
-    done = tiny.run(command)
-    assert done.returncode == 0, done.stderr
-    assert_same_weights(tmp_path, undisturbed[0])
 
 
 def test_finished_run_started_again_changes_nothing_and_can_be_extended(tmp_path, data_dir):
