@@ -245,4 +245,4 @@ def test_interruptions_of_both_kinds_leave_no_trace(tmp_path, data_dir, never_in
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGKILL])
 @pytest.mark.parametrize('workers', [1, 2])
 def test_twenty_interruptions_leave_no_trace(tmp_path, data_dir, never_interrupted, workers, number):
-    print('\n' + _campaign(tmp_path, data_dir, workers, 20 * [number], 150, never_interrupted(workers, 150)))
+    print('\n' + _campaign(tmp_path, data_dir, workers, 20 * [number], 100, never_interrupted(workers, 100)))
