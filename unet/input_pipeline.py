@@ -18,7 +18,10 @@ import tensorflow as tf
 
 from data_prep import records
 from data_prep.labels import IGNORED
+from launch import entry
+from unet import pixels
 
+_GREY = 127  # of pixels beyond an image's border
 _DRAWS = 7  # random numbers per example: zoom, top, left, flip, brightness, contrast, saturation
 
 
@@ -43,7 +46,7 @@ def replica_positions(step: int, global_batch: int, replicas: int, replica: int)
 
 @dataclasses.dataclass
 class Reader:
-    """Reads encoded examples from within a tf.data pipeline and keeps the first error for a plain message.
+    """Reads encoded examples and keeps the first error for a plain message.
 
     tf.data wraps what a Python function raises into a TensorFlow error with a traceback as its text; the training loop
     raises `failure` instead.
@@ -52,18 +55,46 @@ class Reader:
     split: records.Split
     failure: Exception | None = None
 
-    def __call__(self, example: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Scalar int64 example number -> encoded image, encoded label image (scalar strings)."""
-        image, label = tf.numpy_function(self._read, [example], (tf.string, tf.string), stateful=False)
-        return tf.ensure_shape(image, []), tf.ensure_shape(label, [])
+    def read(self, example: int) -> tuple[bytes, bytes]:
+        """The encoded image and label image."""
+        features = records.read_example(self.split, example)
+        return features['image_left'], features['segmentation_label']
 
-    def _read(self, example: np.ndarray) -> tuple[bytes, bytes]:
+    def decode(
+        self, example: int, encoded: tuple[bytes, bytes], window: tuple[int, int, int, int]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """A window of the image, uint8 [h, w, 3], mid-grey beyond its border, and of the label, [h, w, 1], void there.
+
+        Raises:
+          Failure: BAD_DATA, naming the image, if it or its label cannot be decoded.
+        """
+        size = self.size(example)
         try:
-            features = records.read_example(self.split, int(example))
-            return features['image_left'], features['segmentation_label']
-        except Exception as error:
-            self.failure = self.failure or error
-            raise
+            image = pixels.read_window(encoded[0], window, channels=3, fill=_GREY, size=size)
+            return image, pixels.read_window(encoded[1], window, channels=1, fill=IGNORED, size=size)
+        except ValueError as error:
+            raise entry.Failure(
+                entry.BAD_DATA,
+                f'{self.split.paths[self.split.shard[example]]}: image or label of {self.split.image_ids[example]} '
+                f'cannot be decoded: {error}. Run python -m data_prep.verify_tfrecords to find all such records, then '
+                'build the folder again.',
+            ) from error
+
+    def size(self, example: int) -> tuple[int, int]:
+        """Height and width of the stored image."""
+        return int(self.split.height[example]), int(self.split.width[example])
+
+    def function(self, make: Callable[..., tuple[np.ndarray, ...]], types: tuple) -> Callable:
+        """A Python function of one array as one that tf.data can map; `make` is a function of its argument alone."""
+
+        def made(argument: np.ndarray) -> tuple[np.ndarray, ...]:
+            try:
+                return make(argument)
+            except Exception as error:
+                self.failure = self.failure or error
+                raise
+
+        return lambda argument: tf.numpy_function(made, [argument], types, stateful=False)
 
 
 def train_batches(
@@ -105,58 +136,64 @@ def train_batches(
       border), 'color' float32 [batch, 3]; with dropout 'kept' float32 [batch, 1, 1, dropout_channels], 0 for channels
       left out and 1 / (1 - dropout) for the others.
     """
-    size = len(reader.split)
-    batch = len(positions(0))
-    whole = functools.partial(_decode, reader, resize=resize, resize_method=resize_method)
+    size, batch = len(reader.split), len(positions(0))
+    load = functools.partial(_whole, reader, resize=resize, smooth=resize_method == 'bilinear')
     if cache:
-        whole = _cached(whole)
-    only_the_crop = not (cache or any(resize))
+        load = _cached(load)
 
-    def locate(number: np.ndarray) -> np.ndarray:
-        return np.array([(place, example_at(place, size, seed)) for place in positions(int(number))], np.int64)
-
-    def augmented(place_and_example: tf.Tensor) -> dict[str, tf.Tensor]:
-        position, example = place_and_example[0], place_and_example[1]
-        seeds = tf.stack([tf.constant(seed, tf.int64), position])
-        draws = tf.random.stateless_uniform([_DRAWS], seeds)
-        if only_the_crop:
-            encoded, label = reader(example)
-            label = tf.io.decode_png(label, channels=1)
-        else:
-            image, label = whole(example)
-        window, flipped = _window(tf.shape(label)[:2], crop, scale, draws), draws[3] < flip
-        image = _decode_window(encoded, window) if only_the_crop else _cut(image, window)
-        label = _cut(label, window)
-        image, label = _fit(image, label, window, crop)
-        image = tf.cond(flipped, lambda: tf.reverse(image, [1]), lambda: image)
-        label = tf.cond(flipped, lambda: tf.reverse(label, [1]), lambda: label)
-        made = {'image': image, 'label': label[..., 0], 'color': (2.0 * draws[4:] - 1.0) * tf.constant(color)}
-        if dropout:
-            channels = tf.random.stateless_uniform(
-                [1, 1, dropout_channels], tf.random.experimental.stateless_fold_in(seeds, 1)
+    def make(number: np.ndarray) -> tuple[np.ndarray, ...]:
+        position = positions(int(number) // batch)[int(number) % batch]
+        example = example_at(position, size, seed)
+        # Drawn by a counter-based generator, https://doi.org/10.1145/2063384.2063405: of no state but its key.
+        random = np.random.Generator(np.random.Philox(key=[position, seed]))
+        draws = random.random(_DRAWS)
+        shape = resize if any(resize) else reader.size(example)
+        window = _window(shape, crop, scale, draws)
+        if cache or shape != reader.size(example):
+            image, label = (
+                _cut(part, window, fill) for part, fill in zip(load(example), (_GREY, IGNORED), strict=True)
             )
-            made['kept'] = tf.cast(channels >= dropout, tf.float32) / (1 - dropout)
+        else:
+            image, label = reader.decode(example, reader.read(example), window)
+        flipped = bool(draws[3] < flip)
+        image = pixels.resize(image, crop, smooth=True, flip=flipped)
+        label = pixels.resize(label, crop, smooth=False, flip=flipped)
+        made = image, label[..., 0], ((2 * draws[4:] - 1) * color).astype(np.float32)
+        if dropout:
+            kept = random.random((1, 1, dropout_channels)) >= dropout
+            made += ((kept / (1 - dropout)).astype(np.float32),)
         return made
 
-    dataset = tf.data.Dataset.range(first, last)
-    dataset = dataset.map(
-        lambda n: tf.ensure_shape(tf.numpy_function(locate, [n], tf.int64, stateful=False), [batch, 2])
-    )
-    dataset = dataset.unbatch()
-    dataset = dataset.map(augmented, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    shapes = {'image': [*crop, 3], 'label': [*crop], 'color': [3], 'kept': [1, 1, dropout_channels]}
+    names = list(shapes)[: 4 if dropout else 3]
+    call = reader.function(make, (tf.uint8, tf.uint8, tf.float32, tf.float32)[: len(names)])
+
+    def example_of(number: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {name: tf.ensure_shape(part, shapes[name]) for name, part in zip(names, call(number), strict=True)}
+
+    dataset = tf.data.Dataset.range(first * batch, last * batch)
+    dataset = dataset.map(example_of, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     return dataset.batch(batch, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
 
 
-def _decode(
-    reader: Reader, example: tf.Tensor, resize: tuple[int, int], resize_method: str
-) -> tuple[tf.Tensor, tf.Tensor]:
+def _whole(reader: Reader, example: int, resize: tuple[int, int], smooth: bool) -> tuple[np.ndarray, np.ndarray]:
     """Whole image uint8 [h, w, 3] and label uint8 [h, w, 1], resized if asked to."""
-    image, label = reader(example)
-    image = tf.io.decode_image(image, channels=3, expand_animations=False)
-    label = tf.io.decode_png(label, channels=1)
+    image, label = reader.decode(example, reader.read(example), (0, 0, *reader.size(example)))
     if any(resize):
-        image, label = resize_image(image, resize, resize_method), tf.image.resize(label, resize, 'nearest')
+        image, label = pixels.resize(image, resize, smooth=smooth), pixels.resize(label, resize, smooth=False)
     return image, label
+
+
+def _cached(load: Callable[[int], tuple[np.ndarray, np.ndarray]]) -> Callable[[int], tuple[np.ndarray, np.ndarray]]:
+    """Keeps what `load` returns for each example in memory, whatever the order examples are asked for."""
+    kept: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+
+    def cached(example: int) -> tuple[np.ndarray, np.ndarray]:
+        if example not in kept:
+            kept[example] = load(example)
+        return kept[example]
+
+    return cached
 
 
 def resize_image(image: tf.Tensor, size: tuple[int, int], method: str) -> tf.Tensor:
@@ -165,71 +202,39 @@ def resize_image(image: tf.Tensor, size: tuple[int, int], method: str) -> tf.Ten
     return resized if resized.dtype == tf.uint8 else tf.cast(tf.round(resized), tf.uint8)
 
 
-def _cached(load: Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]) -> Callable:
-    """Keeps what `load` returns for each example in memory, whatever the order examples are asked for."""
-    kept: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-
-    def cached(example: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        def remember(number, image, label):
-            kept[int(number)] = (image, label)
-            return image, label
-
-        call = functools.partial(tf.numpy_function, stateful=False)  # one example always gives the same answer
-        image, label = tf.cond(
-            call(lambda number: int(number) in kept, [example], tf.bool),
-            lambda: call(lambda number: kept[int(number)], [example], (tf.uint8, tf.uint8)),
-            lambda: call(remember, [example, *load(example)], (tf.uint8, tf.uint8)),
-        )
-        return tf.ensure_shape(image, [None, None, 3]), tf.ensure_shape(label, [None, None, 1])
-
-    return cached
-
-
-def _window(shape: tf.Tensor, crop: tuple[int, int], scale: tuple[float, float], draws: tf.Tensor) -> tf.Tensor:
-    """The part of the image that becomes the crop: int32 [4] top, left, height, width in pixels of the image.
+def _window(
+    shape: tuple[int, int], crop: tuple[int, int], scale: tuple[float, float], draws: np.ndarray
+) -> tuple[int, int, int, int]:
+    """The part of the image that becomes the crop: top, left, height, width in pixels of the image.
 
     It may be larger than the image; then the image lies at a random place within it.
     """
-    zoom = scale[0] + (scale[1] - scale[0]) * draws[0]
-    window = tf.cast(tf.round(tf.constant(crop, tf.float32) / zoom), tf.int32)
-    slack = shape - window  # negative where the window is larger
-    # floor(draw * (slack + 1)) is uniform over 0..slack; mirrored for a negative slack.
-    place = tf.cast(tf.floor(draws[1:3] * tf.cast(tf.abs(slack) + 1, tf.float32)), tf.int32)
-    return tf.concat([tf.sign(slack) * tf.minimum(place, tf.abs(slack)), window], 0)
+    zoom = scale[0] + (scale[1] - scale[0]) * float(draws[0])
+    window = [max(round(side / zoom), 1) for side in crop]
+    first = []
+    for whole, part, draw in zip(shape, window, draws[1:3], strict=True):
+        slack = int(whole) - part  # negative where the window is larger
+        # floor(draw * (slack + 1)) is uniform over 0..slack; mirrored for a negative slack.
+        place = min(int(float(draw) * (abs(slack) + 1)), abs(slack))
+        first.append(place if slack >= 0 else -place)
+    return (*first, *window)
 
 
-def _visible(shape: tf.Tensor, window: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Top left and size, int32 [2] each, of the part of the window that lies within an image of that shape."""
-    first = tf.maximum(window[:2], 0)
-    return first, tf.minimum(window[:2] + window[2:], shape[:2]) - first
+def _cut(image: np.ndarray, window: tuple[int, int, int, int], fill: int) -> np.ndarray:
+    """The window out of a decoded image uint8 [h, w, c], with a border of `fill` where it reaches beyond."""
+    top, left, height, width = window
+    visible = image[max(top, 0) : max(top + height, 0), max(left, 0) : max(left + width, 0)]
+    if visible.shape[:2] == (height, width):
+        return visible
+    out = np.full((height, width, image.shape[2]), fill, np.uint8)
+    out[max(-top, 0) :, max(-left, 0) :][: visible.shape[0], : visible.shape[1]] = visible
+    return out
 
 
-def _cut(image: tf.Tensor, window: tf.Tensor) -> tf.Tensor:
-    """The visible part of the window out of a decoded image [h, w, c]."""
-    first, size = _visible(tf.shape(image), window)
-    return image[first[0] : first[0] + size[0], first[1] : first[1] + size[1]]
-
-
-def _decode_window(encoded: tf.Tensor, window: tf.Tensor) -> tf.Tensor:
-    """The visible part of the window, of a JPEG without decoding the rest: uint8 [h, w, 3]."""
-
-    def jpeg():
-        first, size = _visible(tf.image.extract_jpeg_shape(encoded), window)
-        return tf.image.decode_and_crop_jpeg(encoded, tf.concat([first, size], 0), channels=3)
-
-    return tf.cond(tf.io.is_jpeg(encoded), jpeg, lambda: _cut(tf.io.decode_png(encoded, channels=3), window))
-
-
-def _fit(image: tf.Tensor, label: tf.Tensor, window: tf.Tensor, crop: tuple[int, int]) -> tuple[tf.Tensor, tf.Tensor]:
-    """The visible part, bordered with mid-grey and void up to the window, zoomed to the crop."""
-    before = tf.maximum(-window[:2], 0)
-    after = window[2:] - before - tf.shape(label)[:2]
-    borders = tf.pad(tf.stack([before, after], 1), [[0, 1], [0, 0]])
-    image = tf.pad(image, borders, constant_values=127)
-    label = tf.pad(label, borders, constant_values=IGNORED)
-    image = tf.cond(tf.reduce_all(window[2:] == crop), lambda: image, lambda: resize_image(image, crop, 'bilinear'))
-    label = tf.image.resize(label, crop, 'nearest')
-    return tf.ensure_shape(image, [*crop, 3]), tf.ensure_shape(label, [*crop, 1])
+def _decode_window(encoded: bytes | tf.Tensor, window: tuple[int, int, int, int]) -> np.ndarray:
+    """The window out of an encoded image, without decoding the rest: uint8 [h, w, 3]."""
+    encoded = encoded.numpy() if tf.is_tensor(encoded) else encoded
+    return pixels.read_window(encoded, tuple(int(value) for value in window), channels=3, fill=_GREY)
 
 
 def color_jitter(image: tf.Tensor, color: tf.Tensor) -> tf.Tensor:
@@ -285,19 +290,20 @@ def eval_dataset(reader: Reader, batches: np.ndarray) -> tf.data.Dataset:
       A batch of none has one void image of 16x16, so that no layer ever sees an empty tensor.
     """
 
-    def decode(example: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        image, label = _decode(reader, example, (0, 0), 'bilinear')
-        return tf.ensure_shape(image, [None, None, 3]), tf.ensure_shape(label[..., 0], [None, None])
+    def make(examples: np.ndarray) -> tuple[np.ndarray, ...]:
+        examples = examples[examples >= 0]
+        if not len(examples):
+            return examples, np.zeros((1, 16, 16, 3), np.uint8), np.full((1, 16, 16), IGNORED, np.uint8)
+        pairs = [_whole(reader, int(example), (0, 0), smooth=False) for example in examples]
+        image, label = (np.stack(parts) for parts in zip(*pairs, strict=True))
+        return examples, image, label[..., 0]
 
-    def load(examples: tf.Tensor) -> dict[str, tf.Tensor]:
-        examples = tf.boolean_mask(examples, examples >= 0)
-        image, label = tf.cond(
-            tf.size(examples) > 0,
-            lambda: tf.map_fn(decode, examples, fn_output_signature=(tf.uint8, tf.uint8)),
-            lambda: (tf.zeros([1, 16, 16, 3], tf.uint8), tf.fill([1, 16, 16], tf.constant(IGNORED, tf.uint8))),
-        )
+    call = reader.function(make, (tf.int64, tf.uint8, tf.uint8))
+
+    def load(row: tf.Tensor) -> dict[str, tf.Tensor]:
+        examples, image, label = call(row)
         return {
-            'example': examples,
+            'example': tf.ensure_shape(examples, [None]),
             'image': tf.ensure_shape(image, [None, None, None, 3]),
             'label': tf.ensure_shape(label, [None, None, None]),
         }
