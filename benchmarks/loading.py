@@ -91,7 +91,7 @@ def build(source: pathlib.Path, data_dir: pathlib.Path, options: list[str]) -> p
 
 
 def measure(folders: dict[str, pathlib.Path], cores: set[int], rounds: int, seconds: float) -> dict:
-    """Side -> its images per second and per CPU second in every round, the limit, seconds to a first batch, peak bytes."""
+    """Side -> images per second and per CPU second in every round, the limit, seconds to a first batch, peak bytes."""
     spawn = multiprocessing.get_context('spawn')
     children = {}
     for side, folder in folders.items():
