@@ -1,6 +1,7 @@
 """Config -> the network and what surrounds it; here, in train.py, and nowhere below, config fields are read."""
 
 import os
+import tempfile
 from collections.abc import Callable
 
 import keras
@@ -186,7 +187,8 @@ def train_batches(
         color=(data.brightness, data.contrast, data.saturation),
         resize=tuple(data.resize),
         resize_method=data.resize_method,
-        cache=data.cache == 'memory',
+        cache=data.cache != 'none',
+        cache_dir=tempfile.gettempdir() if data.cache == 'disk' else None,
         dropout=config.model.dropout,
         dropout_channels=model.bottom_channels(config.model.width, config.model.depth),
     )

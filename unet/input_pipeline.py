@@ -19,7 +19,7 @@ import tensorflow as tf
 from data_prep import records
 from data_prep.labels import IGNORED
 from launch import entry
-from unet import pixels
+from unet import caching, pixels
 
 _GREY = 127  # of pixels beyond an image's border
 _DRAWS = 7  # random numbers per example: zoom, top, left, flip, brightness, contrast, saturation
@@ -111,6 +111,7 @@ def train_batches(
     resize: tuple[int, int] = (0, 0),
     resize_method: str = 'bilinear',
     cache: bool = False,
+    cache_dir: str | None = None,
     dropout: float = 0.0,
     dropout_channels: int = 0,
 ) -> tf.data.Dataset:
@@ -127,7 +128,8 @@ def train_batches(
       color: largest brightness shift, contrast and saturation change; see `color_jitter`.
       resize: height and width that the stored image is resized to first; (0, 0): as stored.
       resize_method: 'bilinear' or 'nearest', of images; labels are always taken from the nearest pixel.
-      cache: keep the decoded and resized examples in memory. Augmentation comes after the cache.
+      cache: keep the decoded and resized examples. Augmentation comes after the cache.
+      cache_dir: the folder on a local disk to keep them in; None: in memory.
       dropout: probability with which each of `dropout_channels` channels is left out, drawn for each example like its
         augmentation, so that it does not depend on the number of replicas.
 
@@ -138,8 +140,10 @@ def train_batches(
     """
     size, batch = len(reader.split), len(positions(0))
     load = functools.partial(_whole, reader, resize=resize, smooth=resize_method == 'bilinear')
+    stored = np.stack([reader.split.height, reader.split.width], 1)
+    decoded = np.broadcast_to(resize, stored.shape) if any(resize) else stored  # height and width of each example
     if cache:
-        load = _cached(load)
+        load = caching.in_memory(load) if cache_dir is None else caching.on_disk(load, decoded, cache_dir)
 
     def make(number: np.ndarray) -> tuple[np.ndarray, ...]:
         position = positions(int(number) // batch)[int(number) % batch]
@@ -147,9 +151,8 @@ def train_batches(
         # Drawn by a counter-based generator, https://doi.org/10.1145/2063384.2063405: of no state but its key.
         random = np.random.Generator(np.random.Philox(key=[position, seed]))
         draws = random.random(_DRAWS)
-        shape = resize if any(resize) else reader.size(example)
-        window = _window(shape, crop, scale, draws)
-        if cache or shape != reader.size(example):
+        window = _window(decoded[example], crop, scale, draws)
+        if cache or (decoded[example] != stored[example]).any():
             image, label = (
                 _cut(part, window, fill) for part, fill in zip(load(example), (_GREY, IGNORED), strict=True)
             )
@@ -182,18 +185,6 @@ def _whole(reader: Reader, example: int, resize: tuple[int, int], smooth: bool) 
     if any(resize):
         image, label = pixels.resize(image, resize, smooth=smooth), pixels.resize(label, resize, smooth=False)
     return image, label
-
-
-def _cached(load: Callable[[int], tuple[np.ndarray, np.ndarray]]) -> Callable[[int], tuple[np.ndarray, np.ndarray]]:
-    """Keeps what `load` returns for each example in memory, whatever the order examples are asked for."""
-    kept: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-
-    def cached(example: int) -> tuple[np.ndarray, np.ndarray]:
-        if example not in kept:
-            kept[example] = load(example)
-        return kept[example]
-
-    return cached
 
 
 def resize_image(image: tf.Tensor, size: tuple[int, int], method: str) -> tf.Tensor:
