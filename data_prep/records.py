@@ -193,12 +193,16 @@ def read_record(path: str, offset: int, length: int) -> bytes:
     Raises:
       Failure: BAD_DATA if the shard does not hold an intact record of that length there.
     """
-    block = _read_at(path, offset, _HEADER.size + length + _FOOTER.size)
-    intact = len(block) == _HEADER.size + length + _FOOTER.size
-    if intact:
-        data = block[_HEADER.size : -_FOOTER.size]
-        intact = _HEADER.unpack_from(block) == (length, masked_crc(block[:8]))
-        intact = intact and _FOOTER.unpack_from(block, _HEADER.size + length) == (masked_crc(data),)
+    end = offset + _HEADER.size + length
+    if is_remote(path):  # one request
+        block = _read_at(path, offset, end + _FOOTER.size - offset)
+        header, data, footer = block[: _HEADER.size], block[_HEADER.size :][:length], block[_HEADER.size + length :]
+    else:  # megabytes that need not be copied
+        header, data = _read_at(path, offset, _HEADER.size), _read_at(path, offset + _HEADER.size, length)
+        footer = _read_at(path, end, _FOOTER.size)
+    intact = len(header) == _HEADER.size and len(data) == length and len(footer) == _FOOTER.size
+    intact = intact and _HEADER.unpack(header) == (length, masked_crc(header[:8]))
+    intact = intact and _FOOTER.unpack(footer) == (masked_crc(data),)
     if not intact:
         raise entry.Failure(
             entry.BAD_DATA,
