@@ -51,7 +51,7 @@ def on_disk(load: Load, shapes: np.ndarray, folder: str) -> Load:
         free = shutil.disk_usage(folder).free
         if total > free:  # or else reserving would fill the disk before it fails
             raise OSError(errno.ENOSPC, f'{free / 1e9:,.1f} GB are free')
-        file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115: open as long as `cached` lives
+        file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 (open as long as it is read)
         if hasattr(os, 'posix_fallocate'):  # not on macOS
             os.posix_fallocate(file.fileno(), 0, total)
     except OSError as error:
