@@ -81,7 +81,21 @@ def _memory_share(found: dict) -> float:
     return own[0] / own[1]
 
 
+def _loading(side: str) -> Callable[[dict], float]:
+    """How many times the other side's images one core loads per second."""
+    return lambda found: statistics.median(found['cores']['1'][side]['ratios_images_per_second'])
+
+
+def _later_start(found: dict) -> float:
+    starts = [figures['first_batch'] for figures in found['cores']['1'].values() if 'first_batch' in figures]
+    return max(last - first for first, last in starts)
+
+
 _AIMS = (
+    Aim('loading at 280x280 / the blog post, images/s', 15, 'loading', _loading('ours 280')),
+    Aim('loading crops from JPEG / plain pipeline, images/s', 5, 'loading', _loading('ours jpeg')),
+    Aim('loading crops from PNG / plain pipeline, images/s', 1.1, 'loading', _loading('ours png')),
+    Aim('first batch at the end of an epoch of 3000, more seconds', 5, 'loading', _later_start, at_most=True),
     Aim(
         'step, time of ours / Keras fit',
         1.03,
