@@ -222,12 +222,6 @@ def _cut(image: np.ndarray, window: tuple[int, int, int, int], fill: int) -> np.
     return out
 
 
-def _decode_window(encoded: bytes | tf.Tensor, window: tuple[int, int, int, int]) -> np.ndarray:
-    """The window out of an encoded image, without decoding the rest: uint8 [h, w, 3]."""
-    encoded = encoded.numpy() if tf.is_tensor(encoded) else encoded
-    return pixels.read_window(encoded, tuple(int(value) for value in window), channels=3, fill=_GREY)
-
-
 def color_jitter(image: tf.Tensor, color: tf.Tensor) -> tf.Tensor:
     """Applies each example's drawn colour change; runs on the accelerator.
 
