@@ -209,7 +209,7 @@ def _wait(workers: list[subprocess.Popen], stop_asked: threading.Event) -> list[
     """
     failed_at = asked_at = None
     killed = []
-    while any(worker.poll() is None for worker in workers):
+    while None in [worker.poll() for worker in workers]:  # all are polled: `any` would stop at the first that runs
         now = time.monotonic()
         if failed_at is None and any(worker.returncode for worker in workers):
             failed_at = now
