@@ -23,12 +23,17 @@ from launch import entry
 _FOLDER = flags.DEFINE_string('folder', 'benchmark', 'Where the figures go.')
 _ONLY = flags.DEFINE_list('only', [], 'Parts to run; default all.')
 
-_SMALL = ('--config=configs/cityscapes_256.py', '--config.model.width=16', '--config.global_batch=8')
+_SMALL = (
+    '--config=configs/cityscapes_256.py',
+    '--config.model.width=16',
+    '--config.global_batch=4',
+    '--config.data.crop=(128,256)',
+)
 _WORKERS = ('--config=configs/cityscapes_256.py', '--config.model.width=32', '--config.global_batch=4')
 # Part -> program and arguments; it writes <folder>/<part>.json, or into the folder of that name.
 _PARTS = {
     'loading': ('benchmarks.loading', '--output={folder}/loading.json'),
-    'step': ('benchmarks.step', *_SMALL, '--output={folder}/step.json'),
+    'step': ('benchmarks.step', *_SMALL, '--steps=2', '--output={folder}/step.json'),
     'workers': (
         'unet.benchmark',
         *_WORKERS,
