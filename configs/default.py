@@ -98,7 +98,8 @@ def get_config() -> ConfigDict:
     config.runtime = runtime = ConfigDict()  # how it is computed; fields here do not change what is learnt
     runtime.virtual_devices = 0  # split the CPU into this many devices; 0: all GPUs, or the CPU where there is none
     runtime.deterministic = False  # bit-identical reruns, at some cost in speed on GPUs
-    runtime.jit_compile = 'auto'  # XLA: 'on', 'off', or 'auto': for a single GPU, and a CPU in bfloat16
+    # XLA: 'on', 'off', or 'auto': the step of one device; predictions on a GPU, and on a CPU in bfloat16.
+    runtime.jit_compile = 'auto'
     # Compute each level's activations again in the backward pass instead of keeping them: half the memory, a third more
     # time, the same results.
     runtime.recompute = False

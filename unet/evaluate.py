@@ -100,7 +100,7 @@ def _evaluate(config, split, looks: dict, scored: bool, instance_files: dict | N
         if instance_files:
             instances.check_classes(table)
         batch = _BATCH.value or config.eval.batch
-        compiled = from_config.jit_compile(config, strategy.num_replicas_in_sync)
+        compiled = from_config.jit_predictions(config, strategy.num_replicas_in_sync)
         found = scoring.predictions(
             strategy,
             from_config.predictor(config, network, table, **looks, jit_windows=compiled),

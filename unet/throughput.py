@@ -142,7 +142,7 @@ def _calls(
         with strategy.scope():
             network = from_config.network(config, table, replicas=1)
         predict = from_config.predictor(config, network, table)
-        compiled = from_config.jit_compile(config, strategy.num_replicas_in_sync)
+        compiled = from_config.jit_predictions(config, strategy.num_replicas_in_sync)
     if 'predict' in parts:
         shape = (1, int(split.height[0]), int(split.width[0]), 3)
         image = tf.constant(np.random.default_rng(0).integers(0, 256, shape, np.uint8))

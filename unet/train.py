@@ -129,7 +129,7 @@ def train_and_evaluate(
             lambda: step.averaged_weights(weights, state.ema),
             eval_split,
             table,
-            from_config.jit_compile(config, replicas),
+            from_config.jit_predictions(config, replicas),
             stop,
             chief,
         )
