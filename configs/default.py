@@ -36,6 +36,9 @@ def get_config() -> ConfigDict:
     # that goes with the process, for those that take longer to decode than to read: 4 bytes per pixel, 25 GB for
     # Cityscapes. Augmentation comes after it.
     data.cache = 'none'
+    # host:port of each unet.data_server that makes the training examples, where this host's cores cannot keep its GPUs
+    # busy: 2.1 MB per 512x1024 example come over the network. The same examples; the cache is then the servers'.
+    data.servers = ()
 
     config.model = model = ConfigDict()
     model.width = 64  # channels of the first level; each level down has twice as many
@@ -220,7 +223,15 @@ def validate(config: ConfigDict) -> list[str]:
         problems.append(f'config.profile.steps={profiled}: must be (after this step, up to this step)')
     if not config.data.train_splits:
         problems.append('config.data.train_splits: name at least one split')
+    for address in config.data.servers:
+        if not _is_address(address):
+            problems.append(f'config.data.servers: {address!r} is no host:port, e.g. 10.0.0.2:5050')
     return problems or _crop_problems(config.data.crop, config.model.depth, config.model.padding)
+
+
+def _is_address(text: object) -> bool:
+    host, _, port = str(text).rpartition(':')
+    return bool(host.strip('[]')) and '/' not in host and port.isdecimal() and 0 < int(port) < 1 << 16
 
 
 def _crop_problems(crop: tuple[int, int], depth: int, padding: str) -> list[str]:

@@ -106,7 +106,7 @@ def _verdict(waiting: float, figures: dict) -> str:
     if waiting > _WAITS:
         return (
             'The loader bounds it. JPEG records (build_tfrecords --image_format=jpeg), smaller records (--size), '
-            'config.data.cache or more cores would help.'
+            'config.data.cache, config.data.servers or more cores would help.'
         )
     of_step = ''
     if 'step' in figures:

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from data_prep import labels
 from launch import entry
-from unet import checkpoint, cluster, inference, input_pipeline, loss, model, step, workdir
+from unet import checkpoint, cluster, inference, input_pipeline, loss, model, serving, step, workdir
 
 _FOLDERS = {'best': workdir.BEST, 'latest': workdir.CHECKPOINTS}
 
@@ -170,27 +170,45 @@ def train_steps(
     )
 
 
+def example_settings(config: ConfigDict) -> dict[str, object]:
+    """Those of `input_pipeline.example_maker` that show in an example."""
+    data, channels = config.data, model.bottom_channels(config.model.width, config.model.depth)
+    return {
+        'seed': config.seed,
+        'crop': tuple(data.crop),
+        'scale': tuple(data.scale),
+        'flip': data.flip,
+        'color': (data.brightness, data.contrast, data.saturation),
+        'resize': tuple(data.resize),
+        'resize_method': data.resize_method,
+        'dropout': config.model.dropout,
+        'dropout_channels': channels if config.model.dropout else 0,
+    }
+
+
+def cache_settings(config: ConfigDict) -> dict[str, object]:
+    """Those that do not."""
+    return {
+        'cache': config.data.cache != 'none',
+        'cache_dir': tempfile.gettempdir() if config.data.cache == 'disk' else None,
+    }
+
+
 def train_batches(
     config: ConfigDict, reader: input_pipeline.Reader, positions: Callable[[int], range], *, first: int, last: int
 ) -> tf.data.Dataset:
-    """The training batches `first` to before `last`, see `input_pipeline.train_batches`."""
-    data = config.data
+    """The training batches `first` to before `last`, see `input_pipeline.train_batches`.
+
+    Raises:
+      Failure: BAD_CONFIG if a server makes other examples; NO_STORAGE if the cache has no room.
+    """
+    settings, servers = example_settings(config), None
+    if config.data.servers:
+        servers = serving.meet(config.data.servers, serving.agreement(reader.split, **settings))
+    else:
+        settings |= cache_settings(config)
     return input_pipeline.train_batches(
-        reader,
-        positions=positions,
-        first=first,
-        last=last,
-        seed=config.seed,
-        crop=tuple(data.crop),
-        scale=tuple(data.scale),
-        flip=data.flip,
-        color=(data.brightness, data.contrast, data.saturation),
-        resize=tuple(data.resize),
-        resize_method=data.resize_method,
-        cache=data.cache != 'none',
-        cache_dir=tempfile.gettempdir() if data.cache == 'disk' else None,
-        dropout=config.model.dropout,
-        dropout_channels=model.bottom_channels(config.model.width, config.model.depth),
+        reader, positions=positions, first=first, last=last, servers=servers, **settings
     )
 
 

@@ -19,7 +19,7 @@ import tensorflow as tf
 from data_prep import records
 from data_prep.labels import IGNORED
 from launch import entry
-from unet import caching, pixels
+from unet import caching, pixels, serving
 
 _GREY = 127  # of pixels beyond an image's border
 _DRAWS = 7  # random numbers per example: zoom, top, left, flip, brightness, contrast, saturation
@@ -97,12 +97,9 @@ class Reader:
         return lambda argument: tf.numpy_function(made, [argument], types, stateful=False)
 
 
-def train_batches(
+def example_maker(
     reader: Reader,
     *,
-    positions: Callable[[int], range],
-    first: int,
-    last: int,
     seed: int,
     crop: tuple[int, int],
     scale: tuple[float, float],
@@ -114,13 +111,11 @@ def train_batches(
     cache_dir: str | None = None,
     dropout: float = 0.0,
     dropout_channels: int = 0,
-) -> tf.data.Dataset:
-    """The training batches of one replica, or of several in turn.
+) -> Callable[[int], tuple[np.ndarray, ...]]:
+    """What makes the training example at a position: a function of the position alone, for any thread or host.
 
     Args:
       reader: of the training split.
-      positions: batch number -> the positions in that batch, for batches from 0; all batches have one size.
-      first, last: the batches from `first` to before `last` are made; those before are not even read.
       seed: of order and augmentation.
       crop: height and width of what is returned, pixels.
       scale: random zoom, (smallest, largest).
@@ -133,20 +128,17 @@ def train_batches(
       dropout: probability with which each of `dropout_channels` channels is left out, drawn for each example like its
         augmentation, so that it does not depend on the number of replicas.
 
-    Yields:
-      'image' uint8 [batch, height, width, 3], 'label' uint8 [batch, height, width] (label ids; 255 beyond the image's
-      border), 'color' float32 [batch, 3]; with dropout 'kept' float32 [batch, 1, 1, dropout_channels], 0 for channels
-      left out and 1 / (1 - dropout) for the others.
+    Returns:
+      A function of a position that returns the parts of `_parts`, without the batch.
     """
-    size, batch = len(reader.split), len(positions(0))
+    size = len(reader.split)
     load = functools.partial(_whole, reader, resize=resize, smooth=resize_method == 'bilinear')
     stored = np.stack([reader.split.height, reader.split.width], 1)
     decoded = np.broadcast_to(resize, stored.shape) if any(resize) else stored  # height and width of each example
     if cache:
         load = caching.in_memory(load) if cache_dir is None else caching.on_disk(load, decoded, cache_dir)
 
-    def make(number: np.ndarray) -> tuple[np.ndarray, ...]:
-        position = positions(int(number) // batch)[int(number) % batch]
+    def make(position: int) -> tuple[np.ndarray, ...]:
         example = example_at(position, size, seed)
         # Drawn by a counter-based generator, https://doi.org/10.1145/2063384.2063405: of no state but its key.
         random = np.random.Generator(np.random.Philox(key=[position, seed]))
@@ -167,16 +159,71 @@ def train_batches(
             made += ((kept / (1 - dropout)).astype(np.float32),)
         return made
 
-    shapes = {'image': [*crop, 3], 'label': [*crop], 'color': [3], 'kept': [1, 1, dropout_channels]}
-    names = list(shapes)[: 4 if dropout else 3]
-    call = reader.function(make, (tf.uint8, tf.uint8, tf.float32, tf.float32)[: len(names)])
+    return make
+
+
+def _parts(crop: tuple[int, int], dropout: float, dropout_channels: int) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
+    """Type and shape of what makes up an example."""
+    parts = {
+        'image': (np.dtype(np.uint8), (*crop, 3)),
+        'label': (np.dtype(np.uint8), tuple(crop)),
+        'color': (np.dtype(np.float32), (3,)),
+    }
+    if dropout:
+        parts['kept'] = np.dtype(np.float32), (1, 1, dropout_channels)
+    return parts
+
+
+def train_batches(
+    reader: Reader,
+    *,
+    positions: Callable[[int], range],
+    first: int,
+    last: int,
+    crop: tuple[int, int],
+    dropout: float = 0.0,
+    dropout_channels: int = 0,
+    servers: serving.Servers | None = None,
+    **settings: object,
+) -> tf.data.Dataset:
+    """The training batches of one replica, or of several in turn.
+
+    Args:
+      reader: of the training split.
+      positions: batch number -> the positions in that batch, for batches from 0; all batches have one size.
+      first, last: the batches from `first` to before `last` are made; those before are not even read.
+      crop, dropout, dropout_channels, **settings: see `example_maker`.
+      servers: have the examples made by them; None: here.
+
+    Yields:
+      'image' uint8 [batch, height, width, 3], 'label' uint8 [batch, height, width] (label ids; 255 beyond the image's
+      border), 'color' float32 [batch, 3]; with dropout 'kept' float32 [batch, 1, 1, dropout_channels], 0 for channels
+      left out and 1 / (1 - dropout) for the others.
+    """
+    batch = len(positions(0))
+    parts = _parts(crop, dropout, dropout_channels)
+    make = example_maker(reader, crop=crop, dropout=dropout, dropout_channels=dropout_channels, **settings)
+    if servers:
+        make = functools.partial(servers.fetch, make=make, specification=list(parts.values()))
+
+    def numbered(number: np.ndarray) -> tuple[np.ndarray, ...]:
+        return make(positions(int(number) // batch)[int(number) % batch])
+
+    call = reader.function(numbered, tuple(dtype for dtype, _ in parts.values()))
 
     def example_of(number: tf.Tensor) -> dict[str, tf.Tensor]:
-        return {name: tf.ensure_shape(part, shapes[name]) for name, part in zip(names, call(number), strict=True)}
+        made = zip(parts.items(), call(number), strict=True)
+        return {name: tf.ensure_shape(part, shape) for (name, (_, shape)), part in made}
 
+    in_flight = servers.in_flight if servers else tf.data.AUTOTUNE
     dataset = tf.data.Dataset.range(first * batch, last * batch)
-    dataset = dataset.map(example_of, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    return dataset.batch(batch, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
+    dataset = dataset.map(example_of, num_parallel_calls=in_flight, deterministic=True)
+    dataset = dataset.batch(batch, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
+    if servers:  # a thread waits for each example in flight, and there are more of them than cores here
+        options = tf.data.Options()
+        options.threading.private_threadpool_size = in_flight + entry.cores()
+        dataset = dataset.with_options(options)
+    return dataset
 
 
 def _whole(reader: Reader, example: int, resize: tuple[int, int], smooth: bool) -> tuple[np.ndarray, np.ndarray]:

@@ -194,16 +194,22 @@ def one_voice(group: Peers) -> Iterator[None]:
         yield
 
 
-def _listener(addresses: list[str], rank: int) -> socket.socket:
-    port = int(addresses[rank].rpartition(':')[2])
+def listen(port: int, backlog: int) -> socket.socket:
+    """A socket that takes connections at a port of this host, by IPv6 and IPv4 alike; raises OSError."""
     both = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both else socket.AF_INET
+    return socket.create_server(('', port), family=family, dualstack_ipv6=both, backlog=backlog)
+
+
+def connect(address: str, timeout: float) -> socket.socket:
+    """Connects to host:port within `timeout` seconds, which is then the connection's; raises OSError."""
+    host, _, port = address.rpartition(':')
+    return socket.create_connection((host.strip('[]'), int(port)), timeout)
+
+
+def _listener(addresses: list[str], rank: int) -> socket.socket:
     try:
-        return socket.create_server(
-            ('', port),
-            family=socket.AF_INET6 if both else socket.AF_INET,
-            dualstack_ipv6=both,
-            backlog=2 * len(addresses),
-        )
+        return listen(int(addresses[rank].rpartition(':')[2]), backlog=2 * len(addresses))
     except OSError as error:
         raise entry.Failure(
             entry.BAD_CONFIG,
@@ -211,14 +217,9 @@ def _listener(addresses: list[str], rank: int) -> socket.socket:
         ) from error
 
 
-def _connect(address: str, timeout: float) -> socket.socket:
-    host, _, port = address.rpartition(':')
-    return socket.create_connection((host.strip('[]'), int(port)), timeout)
-
-
 def _problem_of_reaching(address: str, deadline: float) -> str:
     try:
-        _connect(address, max(deadline - time.monotonic(), 1.0)).close()
+        connect(address, max(deadline - time.monotonic(), 1.0)).close()
     except OSError as error:
         return error.strerror or str(error)
     return ''
@@ -266,7 +267,7 @@ def _find_rank_0(
     while True:
         check()
         try:
-            link = _connect(addresses[0], 1.0)
+            link = connect(addresses[0], 1.0)
             link.sendall(json.dumps({'rank': rank, 'addresses': addresses}).encode() + b'\n')
             return {0: link}
         except OSError as error:  # not there yet, or its name not known yet

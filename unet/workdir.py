@@ -128,7 +128,7 @@ def _process_start(pid: int) -> str:
 def changes_nothing_learnt(field: str) -> bool:
     """Whether a config field may change when a run goes on: its length, its intervals, and how it is computed."""
     return (
-        field in ('num_steps', 'checkpoint.keep', 'eval.batch', 'eval.pictures', 'data.cache')
+        field in ('num_steps', 'checkpoint.keep', 'eval.batch', 'eval.pictures', 'data.cache', 'data.servers')
         or field.endswith(('every_steps', '.steps'))
         or field.startswith('runtime.')
     )
