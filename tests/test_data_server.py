@@ -190,7 +190,7 @@ def test_what_is_no_address_is_refused(address):
 
 
 def test_a_run_with_servers_learns_the_same_weights(data_dir, address, tmp_path):
-    """Though one of them is not there."""
+    """Though one of them is not there; with dropout."""
     fields = {'model.dropout': 0.3, 'eval.every_steps': 100, 'num_steps': 6}
     servers = f"('{address}','127.0.0.1:1')"
     alone = tiny.run(tiny.train_command(tmp_path / 'alone', data_dir, **fields))
