@@ -25,8 +25,8 @@ _OUTPUT = flags.DEFINE_string('output', None, 'JSON file for the figures.')
 _CASES = {
     'synthetic': (synthetic, {}),
     'camvid': (camvid, {}),
-    'cityscapes_256': (cityscapes_256, {'global_batch': 8}),
-    'cityscapes_256, recompute': (cityscapes_256, {'global_batch': 8, 'runtime.recompute': True}),
+    'cityscapes_256': (cityscapes_256, {}),
+    'cityscapes_256, recompute': (cityscapes_256, {'runtime.recompute': True}),
     'cityscapes_256, microbatches': (cityscapes_256, {'runtime.microbatches': 8}),
     'cityscapes': (cityscapes, {'global_batch': 2}),
     'cityscapes, recompute': (cityscapes, {'global_batch': 2, 'runtime.recompute': True}),
