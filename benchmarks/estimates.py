@@ -64,14 +64,12 @@ def bytes_of_step(config: ConfigDict, dumps: pathlib.Path) -> tuple[int, int]:
     with entry.quiet_import():
         import tensorflow as tf
 
+    from benchmarks import bare
     from data_prep import labels
     from unet import estimate, from_config
 
     config.runtime.jit_compile = 'on'
-    network = from_config.network(config, labels.CITYSCAPES, replicas=1)
-    state = from_config.train_state(config, network)
-    step = tf.function(from_config.replica_step(config, network, state, labels.CITYSCAPES, 1, None), jit_compile=True)
-    batch = {name: tf.constant(values) for name, values in from_config.noise_batch(config, config.global_batch).items()}
+    step, batch = bare.step_and_batch(config)
     step.experimental_get_compiler_ir(batch, tf.constant(0.0))(stage='optimized_hlo_serialized')
     found = {path: _total(path) for path in dumps.glob('*buffer-assignment.txt')}
     for path in dumps.iterdir():

@@ -19,15 +19,11 @@ def main() -> None:
     with entry.quiet_import():
         import tensorflow as tf
 
-    from data_prep import labels
-    from unet import from_config, throughput
+    from benchmarks import bare
+    from unet import throughput
 
     before = throughput.peak_memory()
-    network = from_config.network(config, labels.CITYSCAPES, replicas=1)
-    state = from_config.train_state(config, network)
-    replica_step = from_config.replica_step(config, network, state, labels.CITYSCAPES, 1, None)
-    step = tf.function(replica_step, jit_compile=from_config.jit_compile(config, 1))
-    batch = {name: tf.constant(values) for name, values in from_config.noise_batch(config, config.global_batch).items()}
+    step, batch = bare.step_and_batch(config)
     step(batch, tf.constant(0.0)).numpy()
     figures = {'peak_bytes': throughput.peak_memory(), 'before_bytes': before}
     print(

@@ -33,14 +33,8 @@ _BARE = """
 import json, sys
 import tensorflow as tf
 from ml_collections import ConfigDict
-from data_prep import labels
-from unet import from_config
-config = ConfigDict(json.loads(sys.argv[1]))
-network = from_config.network(config, labels.CITYSCAPES, replicas=1)
-state = from_config.train_state(config, network)
-replica_step = from_config.replica_step(config, network, state, labels.CITYSCAPES, 1, None)
-step = tf.function(replica_step, jit_compile=from_config.jit_compile(config, 1))
-batch = {name: tf.constant(values) for name, values in from_config.noise_batch(config, config.global_batch).items()}
+from benchmarks import bare
+step, batch = bare.step_and_batch(ConfigDict(json.loads(sys.argv[1])))
 step(batch, tf.constant(0.0)).numpy()
 """
 

@@ -74,12 +74,13 @@ def _call_of(side: str, config, device: str):
     import keras
     import tensorflow as tf
 
+    from benchmarks import bare
     from data_prep import labels
     from unet import from_config, input_pipeline
 
     steps, compiled = _STEPS.value, config.runtime.jit_compile == 'on'
-    batch = from_config.noise_batch(config, config.global_batch)
     if side == 'fit':
+        batch = from_config.noise_batch(config, config.global_batch)
         network = from_config.network(config, labels.CITYSCAPES, replicas=1)
         network.compile(
             keras.optimizers.Adam(config.optimizer.learning_rate),
@@ -91,21 +92,20 @@ def _call_of(side: str, config, device: str):
         data = tf.data.Dataset.from_tensors((images, classes)).repeat().prefetch(tf.data.AUTOTUNE)
         return lambda: network.fit(data, steps_per_epoch=steps, verbose=0)
 
+    if side == 'bare':
+        step, batch = bare.step_and_batch(config)
+
+        def take_bare_steps():
+            for _ in range(steps):
+                row = step(batch, tf.constant(0.0))
+            return row.numpy()
+
+        return take_bare_steps
+
     strategy = tf.distribute.MirroredStrategy([device]) if side == 'mirrored' else tf.distribute.get_strategy()
     with strategy.scope():
         network = from_config.network(config, labels.CITYSCAPES, replicas=1)
         state = from_config.train_state(config, network)
-    if side == 'bare':
-        replica_step = from_config.replica_step(config, network, state, labels.CITYSCAPES, 1, None)
-        step = tf.function(replica_step, jit_compile=compiled)
-        fixed = {name: tf.constant(values) for name, values in batch.items()}
-
-        def take_bare_steps():
-            for _ in range(steps):
-                row = step(fixed, tf.constant(0.0))
-            return row.numpy()
-
-        return take_bare_steps
     train_steps = from_config.train_steps(config, network, state, labels.CITYSCAPES, strategy, None)
     batches = iter(from_config.same_batch_again(config, strategy))
 
