@@ -1,11 +1,13 @@
 """Record folders of a few small images, written with the real record writer, and the real programs run on them."""
 
+import contextlib
 import io
 import json
 import os
 import pathlib
 import subprocess
 import sys
+import time
 
 import numpy as np
 from PIL import Image
@@ -121,10 +123,12 @@ def largest_difference(one: pathlib.Path, other: pathlib.Path, step: int) -> flo
 
 
 def worker(launcher: int, rank: int) -> int:
-    """The process of one rank below launch.local's."""
-    children = subprocess.run(['pgrep', '-P', str(launcher)], capture_output=True, text=True, check=True).stdout.split()
-    for child in children:
-        with open(f'/proc/{child}/environ') as environ:
-            if f'UNET_RANK={rank}' in environ.read().split('\0'):
-                return int(child)
-    raise AssertionError(f'no rank {rank} among {children}')
+    """The process of one rank below launch.local's, as soon as it is there."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        for child in subprocess.run(['pgrep', '-P', str(launcher)], capture_output=True, text=True).stdout.split():
+            with contextlib.suppress(OSError), open(f'/proc/{child}/environ') as environ:
+                if f'UNET_RANK={rank}' in environ.read().split('\0'):
+                    return int(child)
+        time.sleep(0.02)
+    raise AssertionError(f'no rank {rank} below {launcher}')
