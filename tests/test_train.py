@@ -53,6 +53,20 @@ def test_replicas_equal_one(tmp_path, data_dir):
     assert start['train/gradient_norm'] > 0.5  # or clipping would not have been tested
 
 
+def test_several_devices_train_in_float32(tmp_path, data_dir):
+    """TensorFlow's rewriting of the graph must not let them wait for each other; losses differ by rounding alone."""
+    losses = []
+    for devices in (0, 2):
+        folder = tmp_path / f'{devices}'
+        fields = {'runtime__virtual_devices': devices, 'num_steps': 3, 'log__every_steps': 1, 'eval__every_steps': 3}
+        done = tiny.run(tiny.train_command(folder, data_dir, **fields))
+        assert done.returncode == 0, done.stderr
+        lines = map(json.loads, (folder / 'metrics.jsonl').read_text().splitlines())
+        losses.append([line['train/loss'] for line in lines if 'train/loss' in line])
+    assert len(losses[0]) == 3
+    np.testing.assert_allclose(*losses, rtol=1e-3)
+
+
 def test_microbatches_equal_the_whole_batch(tmp_path, data_dir):
     """One update from 1, 2 or 4 parts; without BatchNorm, whose statistics are of a part."""
     values = {}

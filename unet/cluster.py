@@ -125,6 +125,9 @@ def make_strategy(
     gpus = [] if virtual_devices else tf.config.list_physical_devices('GPU')
     if not virtual_devices:
         check_gpus(promised=len(entry.visible_gpus()), seen=len(gpus))
+    if max(workers.count, virtual_devices, len(gpus)) > 1:
+        # TensorFlow 2.21 rewrites the control dependencies of a float32 step on two devices: it then waits for itself.
+        tf.config.optimizer.set_experimental_options({'dependency_optimization': False})
     if workers.count > 1:
         if virtual_devices > 1:
             raise entry.Failure(
