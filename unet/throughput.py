@@ -1,6 +1,6 @@
 """What the loader, the step, predictions and evaluation of a config achieve on these devices.
 
-    figures = throughput.measure(config, 'data/cityscapes', parts=throughput.PARTS, seconds=20, tell=print)
+    figures = throughput.measure(config, 'data/cityscapes', parts=['step'], seconds=20, tell=print)
 
 What is measured is what training runs: the same batches, the same compiled step, the same evaluation. Workers of a
 cluster measure at the same time; 'apart' is the step of each without a word to the others.
@@ -20,7 +20,6 @@ from data_prep import labels, records
 from launch import entry
 from unet import cluster, estimate, from_config, input_pipeline, metrics, peers, scoring, speed, timing
 
-PARTS = ('loader', 'step', 'both', 'predict', 'evaluate')
 _EVALUATED = 10_000  # images to evaluate if need be; smaller splits come again
 
 
@@ -32,7 +31,8 @@ def measure(
     Args:
       config: a valid one.
       data_dir: record folder; 'step' alone needs none.
-      parts: of `PARTS`. Several workers that measure 'step' measure 'apart' too.
+      parts: of 'loader', 'step', 'both', 'predict' and 'evaluate'. Several workers that measure 'step' measure 'apart'
+        too.
       seconds: for how long each part is measured, after a warm-up.
       tell: called, on rank 0, with 'conditions' and with the name of each part as it is done, and the figures.
 
@@ -105,11 +105,11 @@ def _calls(
     endless = config.copy_and_resolve_references()
     endless.num_steps = 10**9
     share, steps = config.global_batch // workers.count, config.runtime.steps_per_call
-    splits, class_pixels, batches = '+'.join(config.data.train_splits), None, None
-    if set(parts) != {'step'} or config.loss.balanced:
+    class_pixels = batches = None
+    if config.loss.balanced:
         class_pixels = records.class_pixels(data_dir, config.data.train_splits)
     if {'loader', 'both'} & set(parts):
-        reader = input_pipeline.Reader(records.read_split(data_dir, splits))
+        reader = input_pipeline.Reader(records.read_split(data_dir, '+'.join(config.data.train_splits)))
         batches = from_config.distributed_batches(endless, strategy, workers, reader, first_step=0)
 
     if 'loader' in parts:
