@@ -38,7 +38,7 @@ _PARTS = {
         'unet.benchmark',
         *_WORKERS,
         '--parts=step',
-        '--seconds=40',
+        '--seconds=20',
         '--scale=1,2',
         '--workdir={folder}/workers',
     ),
@@ -50,7 +50,7 @@ _PARTS = {
     ),
     'estimates': ('benchmarks.estimates', '--output={folder}/estimates.json'),
     'counting': ('benchmarks.counting', '--output={folder}/counting.json'),
-    'converter': ('benchmarks.converter', '--output={folder}/converter.json'),
+    'converter': ('benchmarks.converter', '--rounds=3', '--output={folder}/converter.json'),
     'dataset': (
         'data_prep.synthesize',
         '--cityscapes_dir={folder}/dataset',

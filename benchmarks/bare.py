@@ -17,7 +17,6 @@ def step_and_batch(config: ConfigDict) -> tuple[Callable, dict[str, tf.Tensor]]:
     """The step of one device on a new network, compiled if the config says so, and a batch of noise."""
     network = from_config.network(config, labels.CITYSCAPES, replicas=1)
     state = from_config.train_state(config, network)
-    replica_step = from_config.replica_step(config, network, state, labels.CITYSCAPES, 1, None)
+    step = tf.function(from_config.replica_step(config, network, state, labels.CITYSCAPES, 1, None))
     batch = from_config.noise_batch(config, config.global_batch)
-    step = tf.function(replica_step, jit_compile=from_config.jit_compile(config, 1))
     return step, {name: tf.constant(values) for name, values in batch.items()}

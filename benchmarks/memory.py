@@ -20,16 +20,22 @@ def main() -> None:
         import tensorflow as tf
 
     from benchmarks import bare
-    from unet import throughput
+    from data_prep import labels
+    from unet import estimate, from_config, throughput
 
     before = throughput.peak_memory()
     step, batch = bare.step_and_batch(config)
     step(batch, tf.constant(0.0)).numpy()
-    figures = {'peak_bytes': throughput.peak_memory(), 'before_bytes': before}
+    cost = estimate.cost(config, len(from_config.id_of_class(config.labels, labels.CITYSCAPES)))
+    figures = {
+        'peak_bytes': throughput.peak_memory(),
+        'before_bytes': before,
+        'estimated_bytes': estimate.step_bytes(cost, config.global_batch // config.runtime.microbatches),
+    }
     print(
         f'{config.global_batch} images of {"x".join(map(str, config.data.crop))} at width {config.model.width} in '
         f'{config.runtime.microbatches} part(s): {figures["peak_bytes"] / 2**30:.2f} GiB, of which '
-        f'{before / 2**30:.2f} before the network was made'
+        f'{before / 2**30:.2f} before the network was made; estimated {figures["estimated_bytes"] / 2**30:.2f}'
     )
     if _OUTPUT.value:
         pathlib.Path(_OUTPUT.value).write_text(json.dumps(figures, indent=1) + '\n')

@@ -149,6 +149,7 @@ def replica_step(
         ema=config.optimizer.ema,
         microbatches=config.runtime.microbatches,
         replicas=replicas,
+        jit_compile=jit_compile(config, replicas),
     )
 
 
@@ -165,7 +166,6 @@ def train_steps(
     return step.make_train_steps(
         strategy,
         replica_step(config, net, state, table, replicas, class_pixels),
-        jit_compile=jit_compile(config, replicas),
         deterministic=config.runtime.deterministic,
     )
 
@@ -283,6 +283,13 @@ def jit_compile(config: ConfigDict, replicas: int) -> bool:
             entry.BAD_CONFIG,
             f'config.runtime.jit_compile=on: XLA cannot compile collectives between {replicas} CPU devices. '
             "Leave it at 'auto'.",
+        )
+    if config.runtime.jit_compile == 'on' and replicas > 1 and config.runtime.microbatches > 1:
+        raise entry.Failure(
+            entry.BAD_CONFIG,
+            f'config.runtime.jit_compile=on: in what XLA compiles for {replicas} devices, '
+            f'{config.runtime.microbatches} microbatches would be in memory at the same time. '
+            "Leave it at 'auto', or set config.runtime.microbatches=1.",
         )
     return replicas == 1 if config.runtime.jit_compile == 'auto' else config.runtime.jit_compile == 'on'
 

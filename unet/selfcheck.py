@@ -33,7 +33,9 @@ def run(config: ConfigDict, table: labels.Table, strategy: tf.distribute.Strateg
     exact, alone = _with(config, precision='float64'), tf.distribute.get_strategy()
     many, one = _Training(exact, table, strategy), _Training(exact, table, alone)
     recomputed = _Training(_with(exact, runtime__recompute=True), table, strategy)
-    compiled = _Training(exact, table, alone, jit_compile=True)  # on one device, whose step holds no collectives
+    compiled = _Training(
+        _with(exact, runtime__jit_compile='on'), table, alone
+    )  # on one device, whose step holds no collectives
     yield _equal(
         f'{strategy.num_replicas_in_sync} devices train as one',
         [many, one],
@@ -73,9 +75,7 @@ def _share(config: ConfigDict, number: int, replica: int, replicas: int, poisone
 class _Training:
     """A network in training under a strategy, one step at a time."""
 
-    def __init__(
-        self, config: ConfigDict, table: labels.Table, strategy: tf.distribute.Strategy, jit_compile: bool = False
-    ):
+    def __init__(self, config: ConfigDict, table: labels.Table, strategy: tf.distribute.Strategy):
         self._config, self._strategy = config, strategy
         self.replicas = strategy.num_replicas_in_sync
         with strategy.scope():
@@ -83,8 +83,7 @@ class _Training:
             self.state = from_config.train_state(config, network)
         self.contents = tf.train.Checkpoint(model=network, state=self.state)
         replica_step = from_config.replica_step(config, network, self.state, table, self.replicas, None)
-        compiled = tf.function(replica_step, jit_compile=jit_compile)
-        self._step = tf.function(lambda batch: strategy.run(compiled, args=(batch, tf.constant(0.0))))
+        self._step = tf.function(lambda batch: strategy.run(replica_step, args=(batch, tf.constant(0.0))))
 
     def take_step(self, number: int, poisoned: int | None = None) -> dict[str, float]:
         """Trains on batch `number`; replica `poisoned` overflows. Returns step.METRICS."""

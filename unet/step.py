@@ -85,6 +85,7 @@ def make_replica_step(
     ema: float,
     microbatches: int,
     replicas: int,
+    jit_compile: bool,
 ) -> Callable[[dict[str, tf.Tensor], tf.Tensor], tf.Tensor]:
     """The function that every replica runs on its share of the global batch.
 
@@ -101,6 +102,9 @@ def make_replica_step(
       ema: decay of `state.ema`, reached from below: at most (1 + t) / (10 + t) after t updates.
       microbatches: parts that a replica's share is computed in; must divide it.
       replicas: how many run this together.
+      jit_compile: compile it with XLA: all of it, or if there are microbatches each by itself. Within what XLA compiles
+        they would be in memory at the same time, for it ignores control dependencies, or, in a loop, have no fast
+        convolutions on a CPU.
 
     Returns:
       batch (as `input_pipeline.train_batches` yields it), stop (float32 scalar, above 0 where this process has been
@@ -128,9 +132,9 @@ def make_replica_step(
         total = all_reduce(tf.stack([of_labels(t, dtype) for t in targets for _, _, of_labels in losses]))
         total = tf.where(total > 0, total, tf.ones_like(total))
 
-        def of_part(examples: list[tf.Tensor]) -> tuple[list[tf.Tensor], tf.Tensor]:
+        def of_part(*examples: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor]:
             """Gradient of the scaled loss of some examples, and their loss."""
-            part_inputs, part_targets = examples[: len(inputs)], examples[len(inputs) :]
+            part_inputs, part_targets = list(examples[: len(inputs)]), examples[len(inputs) :]
             with tf.GradientTape() as tape:
                 heads = tf.nest.flatten(network(part_inputs, training=True))
                 terms = [
@@ -142,13 +146,8 @@ def make_replica_step(
                 scaled_loss = part_loss * scale
             return tape.gradient(scaled_loss, variables), part_loss
 
-        gradients, local_loss = _sum_of_parts(
-            of_part,
-            [*inputs, *targets],
-            ([tf.zeros_like(variable) for variable in variables], tf.zeros([], dtype)),
-            count=microbatches,
-            in_loop=replicas == 1,  # statistics of several replicas are all-reduced, which a loop cannot hold
-        )
+        compiled = tf.function(of_part, jit_compile=True) if jit_compile and microbatches > 1 else of_part
+        gradients, local_loss = _sum_of_parts(compiled, [*inputs, *targets], microbatches)
         *gradients, mean_loss, stop = all_reduce([*gradients, local_loss, tf.identity(tf.cast(stop, dtype))])
 
         gradients = [gradient / scale for gradient in gradients]
@@ -188,33 +187,17 @@ def make_replica_step(
         state.step.assign_add(1)
         return tf.stack([tf.cast(x, tf.float32) for x in (mean_loss, norm, rate, finite, scale, stop)])
 
-    return replica_step
+    return tf.function(replica_step, jit_compile=True) if jit_compile and microbatches == 1 else replica_step
 
 
-def _sum_of_parts(
-    function: Callable[[list[tf.Tensor]], object],
-    tensors: list[tf.Tensor],
-    zero: object,
-    *,
-    count: int,
-    in_loop: bool,
-) -> object:
+def _sum_of_parts(function: Callable[..., object], tensors: list[tf.Tensor], count: int) -> object:
     """The sum of `function` over the tensors cut into `count` parts, one after the other, so that a part's memory is
-    free for the next. XLA keeps to that in a loop alone: it ignores control dependencies."""
-    if count == 1:
-        return function(tensors)
-    parts = [tf.reshape(tensor, [count, tensor.shape[0] // count, *tensor.shape[1:]]) for tensor in tensors]
-
-    def add(number: tf.Tensor, whole: object) -> tuple[tf.Tensor, object]:
-        of_part = function([tf.gather(part, number) for part in parts])
-        return number + 1, tf.nest.map_structure(tf.add, whole, of_part)
-
-    if in_loop:
-        return tf.while_loop(lambda number, _: number < count, add, (0, zero), parallel_iterations=1)[1]
-    whole = zero
-    for number in range(count):
+    free for the next."""
+    parts = zip(*(tf.split(tensor, count) for tensor in tensors), strict=True)
+    whole = function(*next(parts))
+    for part in parts:
         with tf.control_dependencies(tf.nest.flatten(whole)):
-            _, whole = add(tf.constant(number), whole)
+            whole = tf.nest.map_structure(tf.add, whole, function(*map(tf.identity, part)))
     return whole
 
 
@@ -241,22 +224,17 @@ def _adjust_scale(state: TrainState, finite: tf.Tensor) -> None:
     state.good_steps.assign(tf.where(grow, tf.zeros_like(good_steps), good_steps))
 
 
-def make_train_steps(
-    strategy: tf.distribute.Strategy, replica_step: Callable, *, jit_compile: bool, deterministic: bool
-) -> Callable:
+def make_train_steps(strategy: tf.distribute.Strategy, replica_step: Callable, *, deterministic: bool) -> Callable:
     """Several steps in one call, with nothing on the host between them.
 
     Args:
       strategy: runs `replica_step` on its replicas.
       replica_step: from `make_replica_step`.
-      jit_compile: compile it with XLA.
       deterministic: no clock is read, which TensorFlow refuses in this mode: the time without data is 0.
 
     Returns:
       (iterator over batches, number of steps, stop) -> float32 [steps, len(METRICS)].
     """
-    if jit_compile:
-        replica_step = tf.function(replica_step, jit_compile=True)
     now = functools.partial(tf.zeros, [], tf.float64) if deterministic else tf.timestamp
 
     @tf.function

@@ -167,12 +167,13 @@ def _settled_microbatches(
         return workdir.read_config(run).runtime.microbatches
     noise = from_config.noise_batch(config, config.global_batch // replicas)
     batch = {name: tf.constant(values) for name, values in noise.items()}
+    compiled = from_config.jit_compile(config, replicas)
 
     def try_step(tried: ConfigDict) -> None:
+        tried.runtime.jit_compile = 'on' if compiled else 'off'
         network = from_config.network(tried, table, replicas=1)
         state = from_config.train_state(tried, network)
-        replica_step = from_config.replica_step(tried, network, state, table, 1, class_pixels)
-        tf.function(replica_step, jit_compile=from_config.jit_compile(tried, replicas))(batch, tf.constant(0.0))
+        tf.function(from_config.replica_step(tried, network, state, table, 1, class_pixels))(batch, tf.constant(0.0))
 
     classes = len(from_config.id_of_class(config.labels, table))
     ours = memory.find_microbatches(config, classes, replicas=replicas, try_step=try_step)
