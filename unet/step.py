@@ -247,8 +247,15 @@ def make_train_steps(strategy: tf.distribute.Strategy, replica_step: Callable, *
                 batch = next(iterator)
             with tf.control_dependencies(tf.nest.flatten(strategy.experimental_local_results(batch))):
                 waited = tf.cast(now() - asked, tf.float32)
+            with tf.control_dependencies([waited]):  # one thread alone would else take the step first
+                batch = tf.nest.map_structure(_where_it_is, batch, expand_composites=True)
             row = strategy.run(replica_step, args=(batch, stop))
             rows = rows.write(i, tf.concat([strategy.experimental_local_results(row)[0], waited[None]], 0))
         return rows.stack()
 
     return train_steps
+
+
+def _where_it_is(tensor: tf.Tensor) -> tf.Tensor:
+    with tf.device(tensor.device):
+        return tf.identity(tensor)
