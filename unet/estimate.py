@@ -70,15 +70,15 @@ def cost(config: ConfigDict, num_classes: int) -> Cost:
     parts = {}
     for op in ops:
         parts.setdefault(op.part, []).append(op.elements)
-    recomputed = 0
+    largest = max(op.elements for op in ops)
     if config.runtime.recompute:
         kept = sum(part[-1] for part in parts.values())
-        recomputed = max(sum(part[:-1]) for part in parts.values())
+        in_flight = max(sum(part[:-1]) for part in parts.values()) + largest
     else:
         kept = sum(map(sum, parts.values()))
+        in_flight = 2 * largest
     height, width = config.data.crop
     pixels = height * width
-    largest = max(op.elements for op in ops)
     slots = {'adam': 2, 'adamw': 2, 'sgd': 1}[config.optimizer.name] + (config.optimizer.ema > 0)
     image = pixels * (3 * wide + 3 + 1 + 4)  # normalised; as read; label; class
     logits = pixels * num_classes * wide
@@ -88,7 +88,7 @@ def cost(config: ConfigDict, num_classes: int) -> Cost:
         step_flops=(4 if config.runtime.recompute else 3) * forward,
         state_bytes=parameters * wide * (3 + slots),  # weights, their gradients, those of a part or packed to be summed
         activation_bytes=size * kept + image + logits,
-        in_flight_bytes=size * (recomputed + 2 * largest) + logits,
+        in_flight_bytes=size * in_flight + logits,
         all_reduce_bytes=parameters * wide,
         checkpoint_bytes=parameters * wide * (1 + slots),
     )
