@@ -4,6 +4,8 @@ Change a field from the command line with --config.<field>=<value>, e.g. --confi
 A size is (height, width) in pixels. A step is one update of the weights.
 """
 
+import math
+
 from ml_collections import ConfigDict
 
 
@@ -135,6 +137,7 @@ _CHOICES = {
     'eval.best_metric': ('eval/miou', 'eval/miou_present', 'eval/miou_all_ids', 'eval/accuracy'),
     'runtime.jit_compile': ('auto', 'on', 'off'),
 }
+_NAMES = ('data.train_splits', 'data.servers')  # the tuples of strings; others hold numbers
 _AT_LEAST = {
     'num_steps': 1,
     'global_batch': 1,
@@ -184,6 +187,7 @@ _AT_MOST = {
     'model.norm_momentum': 1,
     'model.dropout': 0.95,
     'loss.label_smoothing': 1,
+    'optimizer.momentum': 1,
     'optimizer.ema': 1,
     'loss.hard_threshold': 1,
     'loss.hard_least': 1,
@@ -199,34 +203,48 @@ def validate(config: ConfigDict) -> list[str]:
     known = flatten(get_config())
     problems = [f'config.{name}: no such field' for name in fields if name not in known]
     problems += [f'config.{name}: missing' for name in known if name not in fields]
+    for name, value in fields.items():
+        for part in value if isinstance(value, tuple) else (value,):
+            if name in _NAMES and not isinstance(part, str):
+                problems.append(f"config.{name}={value}: must be names in quotes, e.g. ('{part}',)")
+            elif isinstance(value, tuple) and name not in _NAMES and not isinstance(part, int | float):
+                problems.append(f'config.{name}={value}: {part!r} is no number')
+            elif isinstance(part, float) and not math.isfinite(part):
+                problems.append(f'config.{name}={value}: must be finite')
     if problems:
         return problems
     for name, choices in _CHOICES.items():
         if fields[name] not in choices:
             problems.append(f'config.{name}={fields[name]!r}: choose one of {", ".join(choices)}')
     for name, least in _AT_LEAST.items():
-        if not fields[name] >= least:  # not <, so that NaN is refused
+        if fields[name] < least:
             problems.append(f'config.{name}={fields[name]}: must be at least {least}')
     for name, most in _AT_MOST.items():
         if fields[name] > most:
             problems.append(f'config.{name}={fields[name]}: must be at most {most}')
     for name in ('data.resize', 'data.crop', 'eval.resize'):
-        if len(fields[name]) != 2 or any(side < (name == 'data.crop') for side in fields[name]):
-            problems.append(f'config.{name}={fields[name]}: must be (height, width) in pixels')
+        if not _two_integers(fields[name]) or min(fields[name]) < (name == 'data.crop'):
+            problems.append(f'config.{name}={fields[name]}: must be (height, width) in whole pixels')
     scale = fields['data.scale']
     if len(scale) != 2 or not 0 < scale[0] <= scale[1]:
         problems.append(f'config.data.scale={scale}: must be (smallest, largest), both above 0')
     if not any(fields[f'loss.{name}'] > 0 for name in ('cross_entropy', 'focal', 'hard_pixels', 'dice')):
         problems.append('config.loss: give at least one loss a weight above 0')
     profiled = fields['profile.steps']
-    if len(profiled) != 2 or not 0 <= profiled[0] <= profiled[1]:
+    if not _two_integers(profiled) or not 0 <= profiled[0] <= profiled[1]:
         problems.append(f'config.profile.steps={profiled}: must be (after this step, up to this step)')
+    elif profiled[1] > config.num_steps:
+        problems.append(f'config.profile.steps={profiled}: the run ends at step {config.num_steps} (config.num_steps)')
     if not config.data.train_splits:
         problems.append('config.data.train_splits: name at least one split')
     for address in config.data.servers:
         if not _is_address(address):
             problems.append(f'config.data.servers: {address!r} is no host:port, e.g. 10.0.0.2:5050')
     return problems or _crop_problems(config.data.crop, config.model.depth, config.model.padding)
+
+
+def _two_integers(values: tuple) -> bool:
+    return len(values) == 2 and all(isinstance(value, int) for value in values)
 
 
 def _is_address(text: object) -> bool:

@@ -84,9 +84,9 @@ def read_config(arguments: list[str]) -> ConfigDict | None:
     path = config_path(arguments)
     if not path:
         return None
-    if not os.path.exists(path):
+    if not os.path.isfile(path):
         raise entry.Failure(entry.MISSING_INPUT, f'--config={path}: no such file (seen from {os.getcwd()})')
-    argv, values = ['', *arguments], flags.FlagValues()
+    argv, values = ['', *entry.last_of_each_field(arguments)], flags.FlagValues()
     config = config_flags.DEFINE_config_file('config', None, flag_values=values, sys_argv=argv)
     try:
         values(argv, known_only=True)

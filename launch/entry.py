@@ -68,7 +68,8 @@ def run(main: Callable[..., int | None], *, forwards: bool = False) -> NoReturn:
     if forwards and '--' in argv:
         argv, rest = argv[: argv.index('--')], argv[argv.index('--') + 1 :]
     call = functools.partial(main, rest) if forwards else main
-    app.run(lambda _: _exit(_status_of(call)), argv=argv, flags_parser=_parse_flags)
+    parser = functools.partial(_parse_flags, forwards=forwards and not rest)
+    app.run(lambda _: _exit(_status_of(call)), argv=argv, flags_parser=parser)
 
 
 def cores() -> int:
@@ -136,11 +137,12 @@ def _exit(status: int) -> NoReturn:
     os._exit(status)
 
 
-def _parse_flags(argv: list[str]) -> list[str]:
+def _parse_flags(argv: list[str], *, forwards: bool) -> list[str]:
+    argv = last_of_each_field(argv)
     for argument, following in zip(argv[1:], [*argv[2:], ''], strict=False):
         flag, joined, path = argument.partition('=')
         path = path if joined else following
-        if flag in ('--config', '-config') and not os.path.exists(path.partition(':')[0]):
+        if flag in ('--config', '-config') and not os.path.isfile(path.partition(':')[0]):
             # ml_collections would say so with a traceback, and only once the config is used.
             complain(f'--config={path}: no such file (seen from {os.getcwd()})')
             sys.exit(MISSING_INPUT)
@@ -152,7 +154,8 @@ def _parse_flags(argv: list[str]) -> list[str]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(OK)
     except flags.Error as error:
-        complain(f'{error} (--help lists the flags)')
+        hint = '; what the program is to get stands after --' if forwards else ''
+        complain(f'{error} (--help lists the flags{hint})')
         sys.exit(BAD_USAGE)
     except Failure as error:
         complain(str(error))
@@ -168,6 +171,16 @@ def _parse_flags(argv: list[str]) -> list[str]:
         complain(f'unexpected argument {rest[1]!r}: flags are written --name=value (--help lists them)')
         sys.exit(BAD_USAGE)
     return rest
+
+
+def last_of_each_field(arguments: list[str]) -> list[str]:
+    """Of a config field that is given several times, the last value alone: ml_collections would join tuples."""
+    last = {argument.partition('=')[0]: place for place, argument in enumerate(arguments)}
+    return [
+        argument
+        for place, argument in enumerate(arguments)
+        if not argument.startswith('--config.') or '=' not in argument or last[argument.partition('=')[0]] == place
+    ]
 
 
 def _status_of(main: Callable[[], int | None]) -> int:

@@ -41,7 +41,12 @@ def test_the_blog_posts_setting():
         ('data.scale', (2.0, 1.0), 'smallest'),
         ('data.crop', (100, 100), '[96, 112]'),
         ('data.train_splits', (), 'at least one'),
-        ('optimizer.learning_rate', float('nan'), 'at least 0'),
+        ('optimizer.learning_rate', float('nan'), 'finite'),
+        ('optimizer.learning_rate', float('inf'), 'finite'),
+        ('data.scale', (0.5, 'a'), 'no number'),
+        ('data.crop', (48.0, 96), 'whole pixels'),
+        ('data.train_splits', (1,), 'names in quotes'),
+        ('profile.steps', (2, 50_000), 'ends at step 40000'),
         ('precision', 'fp16', 'float16'),
     ],
 )
