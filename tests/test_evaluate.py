@@ -55,7 +55,7 @@ def workdirs(tmp_path_factory, data):
         config = default.get_config()
         config.labels, config.model.width, config.model.depth, config.eval.batch = learnt, 8, 3, 2
         run = tmp_path_factory.mktemp(learnt)
-        workdir.record_config(run, config)
+        workdir.write_config(run, config)
         records.write_atomically(run / labels.FILE, labels.to_json(labels.CITYSCAPES))
         network = from_config.network(config, labels.CITYSCAPES, replicas=1)
         head = network.layers[-1]

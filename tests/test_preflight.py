@@ -68,6 +68,12 @@ def test_what_cannot_work_is_told_with_its_remedy(tmp_path, data_dir):
     assert 'The next config.global_batch that divides is 6' in batch
     done = tiny.run(tiny.train_command(tmp_path / 'run', data_dir, runtime__microbatches=3))
     assert done.returncode == entry.BAD_CONFIG and 'divides is 6' in done.stderr.splitlines()[-1]
+    (tmp_path / 'file').touch()
+    fields = {'loss.class_weights': (1, 2), 'init_from': '/nowhere'}
+    done = tiny.run(preflight(tmp_path / 'file/run', data_dir, **fields))
+    assert done.returncode == entry.BAD_USAGE
+    folder, losses, source = failures(done.stdout)
+    assert 'is no folder' in folder and '2 values' in losses and '/nowhere: no run here' in source
 
 
 def test_a_batch_too_large_for_the_memory_is_found_in_parts(data_dir):

@@ -130,6 +130,42 @@ def test_finished_run_started_again_changes_nothing_and_can_be_extended(tmp_path
     assert other.returncode == entry.IN_USE and 'config.seed: 2019 -> 1' in other.stderr
 
 
+def test_what_a_run_cannot_go_on_with_leaves_it_as_it_was(tmp_path, data_dir):
+    command = tiny.train_command(tmp_path, data_dir, num_steps=6)
+    first = tiny.run(command)
+    config = (tmp_path / 'config.json').read_text()
+    shorter = tiny.run(tiny.train_command(tmp_path, data_dir, num_steps=3))
+    assert shorter.returncode == entry.BAD_CONFIG and 'is at step 6 already' in shorter.stderr
+    wider = tiny.run([*tiny.train_command(tmp_path, data_dir, num_steps=6, model__width=8), '--accept_config_change'])
+    assert wider.returncode == entry.BAD_DATA and 'can be restored' in wider.stderr.splitlines()[-1]
+    assert (tmp_path / 'config.json').read_text() == config
+    (tmp_path / 'metrics.jsonl').unlink()
+    again = tiny.run(command)
+    assert again.returncode == 0 and again.stdout.splitlines()[-1] == first.stdout.splitlines()[-1], again.stderr
+    (tmp_path / 'config.json').write_text(config[:100])
+    damaged = tiny.run(command)
+    assert damaged.returncode == entry.BAD_DATA and 'config.json: not JSON' in damaged.stderr
+    below = tiny.run(tiny.train_command(tmp_path / 'config.json/run', data_dir))
+    assert below.returncode == entry.BAD_USAGE and 'config.json is no folder' in below.stderr
+
+
+def test_metrics_without_room_are_no_matter_of_the_devices_memory(tmp_path):
+    code = """
+import resource, sys
+import numpy as np
+from launch import entry
+from unet import workdir
+writer = workdir.MetricsWriter(sys.argv[1], last_step=0)
+resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+try:
+    writer.write(1, {'eval/miou': 0.5}, {'picture': np.random.default_rng(0).integers(0, 256, (50, 50, 3), np.uint8)})
+except entry.Failure as failure:
+    print(failure.status, failure)
+"""
+    done = tiny.run([sys.executable, '-c', code, str(tmp_path)])
+    assert done.stdout.startswith(f'{entry.NO_STORAGE} {tmp_path}'), done.stderr
+
+
 def test_float16_and_bfloat16_and_unpadded_train(tmp_path, data_dir):
     for name, fields in {
         'float16': {'precision': 'float16'},
@@ -149,9 +185,11 @@ def test_mistakes_get_one_line_and_a_status(tmp_path, data_dir):
         (['--confg=x'], entry.BAD_USAGE, 'confg'),
         (['--config.num_steps=many'], entry.BAD_USAGE, 'num_steps'),
         (['stray'], entry.BAD_USAGE, 'stray'),
+        (['--config=configs'], entry.MISSING_INPUT, 'no such file'),
         (['--config=configs/nothing.py'], entry.MISSING_INPUT, 'configs/nothing.py'),
         (['--config', 'configs/nothing.py'], entry.MISSING_INPUT, 'configs/nothing.py'),
         (['--config.data.crop=(30,32)'], entry.BAD_CONFIG, '[28, 32]'),
+        (['--config.data.crop=(64,64)', '--config.data.crop=(26,32)'], entry.BAD_CONFIG, '(26, 32)'),
         (['--config.precision=half'], entry.BAD_CONFIG, 'float16'),
         (['--config.runtime.virtual_devices=3'], entry.BAD_CONFIG, '6'),
         (['--config.data.eval_split=test'], entry.MISSING_INPUT, 'validation'),

@@ -72,9 +72,13 @@ def restore(directory: str, checkpoint: tf.train.Checkpoint) -> str | None:
             restore_path(path, checkpoint)
             return path
         except entry.Failure as error:
+            failure = error
             logging.warning('%s Trying the one before.', error)
     if steps:
-        raise entry.Failure(entry.BAD_DATA, f'{directory}: none of its {len(steps)} checkpoints can be read')
+        raise entry.Failure(
+            entry.BAD_DATA,
+            f'{directory}: none of its {len(steps)} checkpoints can be restored; the last try: {failure}',
+        )
     return None
 
 
@@ -87,10 +91,12 @@ def restore_path(path: str, checkpoint: tf.train.Checkpoint) -> None:
     if not os.path.exists(path + '.index'):
         raise entry.Failure(entry.MISSING_INPUT, f'{path}: no such checkpoint')
     try:
-        status = checkpoint.read(path)
-        status.assert_existing_objects_matched().expect_partial()  # what is not asked for, e.g. slots, is left alone
+        status = checkpoint.read(path).expect_partial()  # what is not asked for, e.g. slots, is left alone
+        status.assert_existing_objects_matched()
     except (tf.errors.OpError, ValueError, AssertionError, IndexError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0][:200]
+        if isinstance(error, ValueError | AssertionError):
+            reason = f'it is of another network: {reason}'
         raise entry.Failure(entry.BAD_DATA, f'{path}: cannot be restored ({reason}).') from error
 
 

@@ -9,7 +9,7 @@ import importlib.metadata
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import tensorflow as tf
@@ -123,6 +123,19 @@ def _crop(config: ConfigDict, split: records.Split) -> Check:
     )
 
 
+def refuse(found: Iterable[Check]) -> None:
+    """Raises Failure with all that failed and stands in the way; prints what else failed."""
+    failed = [check for check in found if not check.passed]
+    for check in failed:
+        if check.status == entry.OK:
+            print(check, flush=True)
+    fatal = [check for check in failed if check.status]
+    if fatal:
+        raise entry.Failure(
+            fatal[0].status, '\n'.join(f'{check.name}: {check.found}. {check.remedy}' for check in fatal)
+        )
+
+
 def batch(config: ConfigDict, replicas: int) -> Check:
     """The global batch divides over the devices, and a device's share into its parts."""
     share, rest = divmod(config.global_batch, replicas)
@@ -144,7 +157,7 @@ def _memory(config: ConfigDict, cost: estimate.Cost, replicas: int) -> Check:
     return Check(
         'memory',
         needed <= available,
-        f'{images} image(s) at a time take about {needed / 2**30:.1f} GiB of {available / 2**30:.1f} GiB; '
+        f'{images} image(s) at a time take about {_size(needed)} of {_size(available)}; '
         f'{estimate.largest_microbatch(cost, available)} would fit; {cost.parameters / 1e6:.1f} M parameters, '
         f'{cost.step_flops / 1e9:.0f} GFLOP per image, {cost.all_reduce_bytes / 2**20:.0f} MiB summed per step',
         'Raise config.runtime.microbatches (0 finds it), or set config.runtime.recompute=True.',
@@ -188,7 +201,11 @@ def _space(config: ConfigDict, run: str, cost: estimate.Cost) -> Check:
     return Check(
         'space for checkpoints',
         needed <= free,
-        f'{needed / 2**30:.1f} GiB of {free / 2**30:.1f} GiB free in {folder}',
+        f'{_size(needed)} of the {_size(free)} free in {folder}',
         'Free some space, lower config.checkpoint.keep or pass another --workdir.',
         entry.NO_STORAGE,
     )
+
+
+def _size(count: int) -> str:
+    return f'{count / 2**30:.1f} GiB' if count >= 2**30 else f'{count / 2**20:.1f} MiB'

@@ -1,5 +1,6 @@
 """Config -> the network and what surrounds it; here, in train.py, and nowhere below, config fields are read."""
 
+import gc
 import os
 import tempfile
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from ml_collections import ConfigDict
 
 from data_prep import labels
 from launch import entry
-from unet import checkpoint, cluster, inference, input_pipeline, loss, model, serving, step, workdir
+from unet import checkpoint, cluster, inference, input_pipeline, loss, memory, model, peers, serving, step, workdir
 
 _FOLDERS = {'best': workdir.BEST, 'latest': workdir.CHECKPOINTS}
 
@@ -170,6 +171,30 @@ def train_steps(
     )
 
 
+def fitting_microbatches(config: ConfigDict, table: labels.Table, group: peers.Peers, replicas: int) -> int:
+    """The smallest number of parts of a replica's share of the batch that fits all ranks' devices, by trying a step.
+
+    Raises:
+      Failure: BAD_CONFIG if none does.
+    """
+    compiled = jit_compile(config, replicas)
+    class_pixels = np.ones(256) if config.loss.balanced else None
+
+    def try_step(tried: ConfigDict) -> None:
+        tried.runtime.jit_compile = 'on' if compiled else 'off'
+        noise = noise_batch(tried, tried.global_batch // replicas)
+        batch = {name: tf.constant(values) for name, values in noise.items()}
+        net = network(tried, table, replicas=1)
+        state = train_state(tried, net)
+        tf.function(replica_step(tried, net, state, table, 1, class_pixels))(batch, tf.constant(0.0))
+
+    ours = memory.find_microbatches(
+        config, len(id_of_class(config.labels, table)), replicas=replicas, try_step=try_step
+    )
+    gc.collect()
+    return max(group.gather(ours))
+
+
 def example_settings(config: ConfigDict) -> dict[str, object]:
     """Those of `input_pipeline.example_maker` that show in an example."""
     data, channels = config.data, model.bottom_channels(config.model.width, config.model.depth)
@@ -187,7 +212,15 @@ def example_settings(config: ConfigDict) -> dict[str, object]:
 
 
 def cache_settings(config: ConfigDict) -> dict[str, object]:
-    """Those that do not."""
+    """Those that do not.
+
+    Raises:
+      Failure: MISSING_INPUT if the folder for a cache on disk is not there.
+    """
+    if config.data.cache == 'disk' and not os.path.isdir(folder := os.environ.get('TMPDIR', '/')):
+        raise entry.Failure(
+            entry.MISSING_INPUT, f"TMPDIR={folder}: no such folder, and config.data.cache='disk' is to use it"
+        )
     return {
         'cache': config.data.cache != 'none',
         'cache_dir': tempfile.gettempdir() if config.data.cache == 'disk' else None,

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import json
 import os
+from collections.abc import Callable
 
 from absl import flags
 
@@ -32,7 +33,7 @@ def main() -> int:
 
     with entry.quiet_import():
         from data_prep import records
-        from unet import checks, cluster, peers, selfcheck, train
+        from unet import checks, cluster, from_config, peers, selfcheck, train, workdir
 
     failed = []
 
@@ -40,6 +41,13 @@ def main() -> int:
         if not check.passed:
             failed.append(check)
         print(json.dumps(dataclasses.asdict(check)) if _JSON.value else check, flush=True)
+
+    def attempt(name: str, found: str, call: Callable[[], object]) -> None:
+        try:
+            call()
+            tell(checks.Check(name, True, found))
+        except entry.Failure as error:
+            tell(checks.Check(name, False, str(error), status=error.status))
 
     workers = cluster.workers(os.environ)
     with contextlib.ExitStack() as until_the_end:
@@ -49,8 +57,9 @@ def main() -> int:
         until_the_end.enter_context(peers.one_voice(group))
         tell(checks.Check('workers', True, f'{workers.count}, each reached by each other'))
         split = records.read_split(_DATA_DIR.value, '+'.join(config.data.train_splits))
+        eval_split = records.read_split(_DATA_DIR.value, config.data.eval_split)
         table = records.read_label_table(_DATA_DIR.value)
-        train.agree(group, config, [split])
+        train.agree(group, config, [split, eval_split])
         tell(checks.Check('agreement', True, 'code, config and data are the same on all workers'))
         strategy = cluster.make_strategy(
             config.runtime.virtual_devices,
@@ -65,6 +74,13 @@ def main() -> int:
             for check in map(lambda fields: checks.Check(**fields), theirs):
                 if rank == 0 or not check.passed:
                     tell(dataclasses.replace(check, name=f'{check.name} on {group.name(rank)}') if rank else check)
+        attempt('workdir', f'{run} may be written to', lambda: workdir.check_writable(run))
+        attempt('config of the run', 'the same, or new', lambda: workdir.compare_config(run, config))
+        class_pixels = records.class_pixels(_DATA_DIR.value, config.data.train_splits)
+        attempt('losses', 'fit the classes', lambda: from_config.losses(config, table, class_pixels))
+        if config.init_from:
+            network = from_config.network(config, table, replicas=1)
+            attempt('init_from', 'fits', lambda: from_config.init_from(config.init_from, network))
         tell(checks.expected_time(config, table, strategy, 1e9 * _BANDWIDTH.value))
         if _SELFCHECK.value:
             for check in selfcheck.run(config, table, strategy):

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from data_prep import labels, records
 from launch import entry
-from unet import cluster, estimate, from_config, input_pipeline, metrics, peers, scoring, speed, timing
+from unet import checks, cluster, estimate, from_config, input_pipeline, metrics, peers, scoring, speed, timing
 
 _EVALUATED = 10_000  # images to evaluate if need be; smaller splits come again
 
@@ -43,6 +43,7 @@ def measure(
     Raises:
       Failure: as training would.
     """
+    config = config.copy_and_resolve_references()
     workers, runtime = cluster.workers(os.environ), config.runtime
     if runtime.deterministic:
         tf.config.experimental.enable_op_determinism()
@@ -57,7 +58,10 @@ def measure(
         strategy = cluster.make_strategy(
             runtime.virtual_devices, workers, peer_seconds=runtime.peer_seconds, stall_seconds=runtime.stall_seconds
         )
-        table = records.read_label_table(data_dir)
+        table, replicas = records.read_label_table(data_dir), strategy.num_replicas_in_sync
+        checks.refuse([checks.batch(config, replicas)])
+        if runtime.microbatches == 0:
+            runtime.microbatches = from_config.fitting_microbatches(config, table, group, replicas)
         note('conditions', _conditions(config, table, strategy, group))
         for name, images, call in _calls(config, data_dir, table, strategy, workers, parts):
             _forget_peak_memory()
@@ -75,7 +79,7 @@ def measure(
 
 def _conditions(config: ConfigDict, table: labels.Table, strategy: tf.distribute.Strategy, group: peers.Peers) -> dict:
     devices = strategy.num_replicas_in_sync
-    images = config.global_batch // devices // (config.runtime.microbatches or 1)
+    images = config.global_batch // devices // config.runtime.microbatches
     cost = estimate.cost(config, len(from_config.id_of_class(config.labels, table)))
     local_gpus = len(tf.config.list_logical_devices('GPU'))
     return {

@@ -9,12 +9,11 @@ checkpoint, with the very examples that would have come next.
 
 import contextlib
 import functools
-import gc
 import hashlib
 import os
 import pathlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 import numpy as np
@@ -31,7 +30,6 @@ from unet import (
     from_config,
     heatmap,
     input_pipeline,
-    memory,
     metrics,
     peers,
     reporting,
@@ -91,16 +89,16 @@ def train_and_evaluate(
         stop.listen()
         stop.check()
         replicas = strategy.num_replicas_in_sync
-        _check(checks.before_training(config, run, data_dir, train_split, table, strategy))
+        checks.refuse(checks.before_training(config, run, data_dir, train_split, table, strategy))
         if chief:
             until_the_end.enter_context(workdir.lease(run, check=stop.check))
         if runtime.microbatches == 0:
             config = config.copy_and_resolve_references()
-            config.runtime.microbatches = _settled_microbatches(config, run, table, replicas, class_pixels, group)
-            _check([checks.batch(config, replicas)])
+            recorded = _recorded_microbatches(config, run, replicas)
+            config.runtime.microbatches = recorded or from_config.fitting_microbatches(config, table, group, replicas)
+            checks.refuse([checks.batch(config, replicas)])
         if chief:
-            workdir.record_config(run, config, accept_change=accept_config_change)
-            records.write_atomically(os.path.join(run, labels.FILE), labels.to_json(table))
+            workdir.compare_config(run, config, accept_change=accept_config_change)
         group.gather(None)  # the workdir is ours
         with strategy.scope():
             network = from_config.network(config, table, replicas=replicas)
@@ -114,9 +112,18 @@ def train_and_evaluate(
             for mean, weight in zip(state.ema, weights, strict=bool(state.ema)):
                 mean.assign(weight)
         start_step = int(state.step.numpy())
+        if start_step > config.num_steps:
+            raise entry.Failure(
+                entry.BAD_CONFIG,
+                f'config.num_steps={config.num_steps}: {restored} is at step {start_step} already. Pass at least that, '
+                'or another --workdir.',
+            )
+        train_steps = from_config.train_steps(config, network, state, table, strategy, class_pixels)
+        if chief:  # only now, when it is sure that the run goes on with it
+            workdir.write_config(run, config)
+            records.write_atomically(os.path.join(run, labels.FILE), labels.to_json(table))
         console.hello(config, network, train_split, eval_split, replicas, workers.count, restored)
 
-        train_steps = from_config.train_steps(config, network, state, table, strategy, class_pixels)
         reader = input_pipeline.Reader(train_split)
         batches = None
         if start_step < config.num_steps:
@@ -154,31 +161,12 @@ def train_and_evaluate(
         return scores
 
 
-def _settled_microbatches(
-    config: ConfigDict,
-    run: str,
-    table: labels.Table,
-    replicas: int,
-    class_pixels: np.ndarray | None,
-    group: peers.Peers,
-) -> int:
-    """The number that the run was started with, or else the smallest that fits all ranks' devices."""
-    if os.path.exists(os.path.join(run, workdir.CONFIG)):
-        return workdir.read_config(run).runtime.microbatches
-    noise = from_config.noise_batch(config, config.global_batch // replicas)
-    batch = {name: tf.constant(values) for name, values in noise.items()}
-    compiled = from_config.jit_compile(config, replicas)
-
-    def try_step(tried: ConfigDict) -> None:
-        tried.runtime.jit_compile = 'on' if compiled else 'off'
-        network = from_config.network(tried, table, replicas=1)
-        state = from_config.train_state(tried, network)
-        tf.function(from_config.replica_step(tried, network, state, table, 1, class_pixels))(batch, tf.constant(0.0))
-
-    classes = len(from_config.id_of_class(config.labels, table))
-    ours = memory.find_microbatches(config, classes, replicas=replicas, try_step=try_step)
-    gc.collect()
-    return max(group.gather(ours))
+def _recorded_microbatches(config: ConfigDict, run: str, replicas: int) -> int:
+    """The number that the run to go on with has; 0 if it has none yet, or one that this many devices cannot keep."""
+    if not checkpoint.list_newest_first(os.path.join(run, workdir.CHECKPOINTS)):
+        return 0
+    recorded = workdir.read_config(run).runtime.microbatches
+    return 0 if recorded and config.global_batch // replicas % recorded else recorded
 
 
 def agree(group: peers.Peers, config: ConfigDict, splits: list[records.Split]) -> None:
@@ -187,19 +175,6 @@ def agree(group: peers.Peers, config: ConfigDict, splits: list[records.Split]) -
     group.agree('the config', config.to_json(), 'give all ranks the same --config and flags')
     for split in splits:
         group.agree(f'the split {split.name}', split.digest(), 'give all ranks the same records')
-
-
-def _check(found: Iterable[checks.Check]) -> None:
-    """Raises Failure with all that is wrong; says what may go wrong."""
-    failed = [check for check in found if not check.passed]
-    for check in failed:
-        if check.status == entry.OK:
-            print(check, flush=True)
-    fatal = [check for check in failed if check.status]
-    if fatal:
-        raise entry.Failure(
-            fatal[0].status, '\n'.join(f'{check.name}: {check.found}. {check.remedy}' for check in fatal)
-        )
 
 
 def _out_of_memory(config: ConfigDict, replicas: int, error: tf.errors.OpError) -> str:
@@ -254,7 +229,8 @@ def _loop(
         while True:
             if alone:
                 stopping_now = bool(stop)
-            if due(config.eval.every_steps) and state.evaluated.numpy() < done and not stopping_now:
+            evaluated = state.evaluated.numpy() == done and bool(scores or done < config.num_steps)
+            if due(config.eval.every_steps) and not evaluated and not stopping_now:
                 try:
                     scores, pictures = evaluate(done, progress, stall)
                 except scoring.Interrupted:
@@ -280,6 +256,7 @@ def _loop(
                 profiling = _profile(run, start=done == profiled[0], profiling=profiling)
             stall.progress()
             if stopping_now:
+                _profile(run, start=False, profiling=profiling)
                 group.gather(None)  # nobody leaves before the chief has saved
                 raise entry.Failure(
                     entry.STOPPED, f'stopped on request after step {done}; the same command goes on from there'
@@ -328,7 +305,7 @@ def _asked_to_stop(rows: np.ndarray) -> bool:
 def _check_finite(rows: np.ndarray, done: int, skipped: int, precision: str) -> int:
     """Raises Failure DIVERGED naming the step if training cannot go on; returns the overflowed steps in a row so far.
 
-    The update of a non-finite step has been withheld already, so the last checkpoint is good.
+    The update of a non-finite step has been withheld already, so the last checkpoint, if there is one, is good.
     """
     scales = rows[:, step.METRICS.index('loss_scale')]
     for number, row in enumerate(rows, done - len(rows) + 1):
@@ -336,7 +313,7 @@ def _check_finite(rows: np.ndarray, done: int, skipped: int, precision: str) -> 
         if skipped and precision != 'float16':
             raise entry.Failure(
                 entry.DIVERGED,
-                f'step {number}: the loss or its gradient is not finite (loss {row[0]}). The last checkpoint is good. '
+                f'step {number}: the loss or its gradient is not finite (loss {row[0]}). Checkpoints are good. '
                 'Lower config.optimizer.learning_rate, set config.optimizer.clip_norm, or lengthen the warm-up.',
             )
         if skipped >= _ENDLESS_SKIPPING:

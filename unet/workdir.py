@@ -1,7 +1,8 @@
 """The folder of a run: who may write to it, which config it belongs to, and its metrics.
 
 with workdir.lease('runs/cityscapes'):
-    workdir.record_config('runs/cityscapes', config)
+    workdir.compare_config('runs/cityscapes', config)
+    workdir.write_config('runs/cityscapes', config)
     metrics = workdir.MetricsWriter('runs/cityscapes', last_step=1000)
     metrics.write(1050, {'train/loss': 0.7})
 """
@@ -22,7 +23,7 @@ from ml_collections import ConfigDict
 from configs.default import flatten
 from data_prep import records
 from launch import entry
-from unet import stopping
+from unet import checkpoint, stopping
 
 CONFIG = 'config.json'
 METRICS = 'metrics.jsonl'
@@ -32,6 +33,16 @@ BEST = 'best'
 _LEASE = 'lease.json'
 _RENEWED_EVERY = 10  # seconds
 _STALE_AFTER = 60  # seconds
+
+
+def check_writable(workdir: str) -> None:
+    """Raises Failure BAD_USAGE if there is, and can be, no such folder that this process may write to."""
+    folder = pathlib.Path(os.path.abspath(workdir))
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        reason = 'may not be written to' if folder.is_dir() else 'is no folder'
+        raise entry.Failure(entry.BAD_USAGE, f'--workdir={workdir}: {folder} {reason}. Pass another one.')
 
 
 @contextlib.contextmanager
@@ -46,9 +57,10 @@ def lease(workdir: str, check: Callable[[], None] = lambda: None) -> Iterator[No
       check: called again and again while waiting; what it raises ends the waiting.
 
     Raises:
-      Failure: IN_USE if another run holds it.
+      Failure: IN_USE if another run holds it, BAD_USAGE if there cannot be such a folder.
     """
     path = pathlib.Path(workdir) / _LEASE
+    check_writable(workdir)
     path.parent.mkdir(parents=True, exist_ok=True)
     mine = {
         'host': socket.gethostname(),
@@ -134,14 +146,13 @@ def changes_nothing_learnt(field: str) -> bool:
     )
 
 
-def record_config(workdir: str, config: ConfigDict, *, accept_change: bool = False) -> None:
-    """Writes config.json, or compares with the one that is there.
+def compare_config(workdir: str, config: ConfigDict, *, accept_change: bool = False) -> None:
+    """Compares with the config.json that is there, and says what has changed, if anything has been learnt with it.
 
     Raises:
       Failure: IN_USE if the run was started with a config that means something else and `accept_change` is not set.
     """
-    path = pathlib.Path(workdir) / CONFIG
-    if path.exists():
+    if checkpoint.list_newest_first(pathlib.Path(workdir) / CHECKPOINTS):
         before, now = flatten(read_config(workdir)), flatten(config)
         changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
         diff = [f'  config.{name}: {before.get(name)!r} -> {now.get(name)!r}' for name in changed]
@@ -155,23 +166,32 @@ def record_config(workdir: str, config: ConfigDict, *, accept_change: bool = Fal
             )
         if diff:
             print('The config has changed since the run was started:\n' + '\n'.join(diff), flush=True)
-    records.write_atomically(path, config.to_json(indent=2) + '\n')
+
+
+def write_config(workdir: str, config: ConfigDict) -> None:
+    records.write_atomically(pathlib.Path(workdir) / CONFIG, config.to_json(indent=2) + '\n')
 
 
 def read_config(workdir: str) -> ConfigDict:
-    """The config of a run. Raises Failure MISSING_INPUT if the folder holds none."""
+    """The config of a run. Raises Failure MISSING_INPUT if the folder holds none, BAD_DATA if it is damaged."""
     path = pathlib.Path(workdir) / CONFIG
     if not path.exists():
         raise entry.Failure(
             entry.MISSING_INPUT, f'{workdir}: no run here (it has no {CONFIG}). Pass the --workdir of unet.main.'
         )
-    return ConfigDict(records.read_json(path))
+    try:
+        return ConfigDict(json.loads(path.read_text()))
+    except ValueError as error:
+        raise entry.Failure(
+            entry.BAD_DATA,
+            f'{path}: not JSON ({error}). Remove it and run unet.main with the same config again: it writes it anew.',
+        ) from error
 
 
 def last_scores(workdir: str) -> dict[str, float]:
     """The scores of the run's last evaluation, from metrics.jsonl; empty if there was none."""
-    scores = {}
-    for line in (pathlib.Path(workdir) / METRICS).read_text().splitlines():
+    scores, path = {}, pathlib.Path(workdir) / METRICS
+    for line in path.read_text().splitlines() if path.exists() else ():
         values = json.loads(line)
         if 'eval/miou' in values:
             scores = {name: math.nan if value is None else value for name, value in values.items() if name != 'step'}
@@ -198,16 +218,26 @@ class MetricsWriter:
           step: completed steps.
           values: by name.
           pictures: uint8 [height, width, 3] by name, for TensorBoard alone.
+
+        Raises:
+          Failure: NO_STORAGE if they cannot be written.
         """
         line = {'step': step} | {k: None if math.isnan(v) else float(v) for k, v in values.items()}
         with self._path.open('a') as file:
             file.write(json.dumps(line) + '\n')
-        with self._summaries.as_default():
-            for name, value in values.items():
-                tf.summary.scalar(name, value, step=step)
-            for name, picture in (pictures or {}).items():
-                tf.summary.image(name, picture[None], step=step)
-        self._summaries.flush()
+        try:
+            with self._summaries.as_default():
+                for name, picture in (pictures or {}).items():
+                    tf.summary.image(name, picture[None], step=step)
+                for name, value in values.items():  # last: a large event's failure is ignored, a small one's is not
+                    tf.summary.scalar(name, value, step=step)
+            self._summaries.flush()
+        except tf.errors.OpError as error:  # a full disk has several names there
+            raise entry.Failure(
+                entry.NO_STORAGE,
+                f"{self._path.parent}: TensorBoard's events could not be written ({error.message.splitlines()[0]}). "
+                'The checkpoints are whole: free some space and run the same command again.',
+            ) from error
 
 
 def _step_of(line: str) -> float:
