@@ -293,7 +293,9 @@ def test_a_run_on_two_nodes_survives_signal_preemption_and_time_limit_bit_by_bit
     wait_for(lambda: training(0))
     command('scancel', '--signal=TERM', job)
     wait_for(lambda: training(1))
-    urgent = command('sbatch', '--parsable', '--partition=urgent', '--nodes=2', '--exclusive', '--wrap=true').strip()
+    urgent = command(
+        'sbatch', '--parsable', '--partition=urgent', '--nodes=2', '--exclusive', '--output=/dev/null', '--wrap=true'
+    ).strip()
     wait_for(lambda: training(2))
     assert command('squeue', '--noheader', f'--jobs={urgent}', '--states=all', '--format=%T').strip() == 'COMPLETED'
     # It has used up some minutes; of one or two more --stop_before leaves nothing.
