@@ -1,7 +1,9 @@
 """Several worker processes, real ones: they train as one would, stop together, and name the one that is gone."""
 
+import contextlib
 import json
 import os
+import pathlib
 import signal
 import socket
 import subprocess
@@ -91,6 +93,21 @@ def test_a_hanging_rank_is_named_in_time(tmp_path, data_dir):
     status, output = _disturbed(tmp_path, data_dir, signal.SIGSTOP, rank=1, num_steps=5000, runtime__peer_seconds=8)
     assert status == entry.PEER_LOST, output
     assert 'rank 1 (' in output and 'sign of life for config.runtime.peer_seconds=8' in output, output
+
+
+def test_threads_do_not_pile_up(tmp_path, data_dir):
+    """A long run must not run out of them: with a time limit for collectives each step leaves some behind."""
+    command = tiny.train_command(tmp_path, data_dir, num_steps=150, eval__every_steps=150)
+    launcher = subprocess.Popen(tiny.on_workers(2, command), cwd=tiny.ROOT, stdout=subprocess.DEVNULL)
+    threads = pathlib.Path(f'/proc/{tiny.worker(launcher.pid, 0)}/task')
+    counts = []
+    while launcher.poll() is None:
+        with contextlib.suppress(OSError):
+            if (tmp_path / 'metrics.jsonl').exists():
+                counts.append(len(list(threads.iterdir())))
+        time.sleep(0.1)
+    assert launcher.returncode == 0
+    assert max(counts) < counts[0] + 100, counts
 
 
 def test_a_rank_that_never_comes_or_disagrees_is_named(tmp_path, data_dir):

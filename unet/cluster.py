@@ -108,7 +108,7 @@ def _rank(environ: dict[str, str], count: int) -> int:
 
 
 def make_strategy(
-    virtual_devices: int, workers: Workers = ALONE, *, peer_seconds: float = 120, stall_seconds: float = 1800
+    virtual_devices: int, workers: Workers = ALONE, *, peer_seconds: float = 120
 ) -> tf.distribute.Strategy:
     """A strategy over all GPUs, over `virtual_devices` parts of the CPU, or over the one CPU, of all workers.
 
@@ -116,7 +116,6 @@ def make_strategy(
       virtual_devices: parts of the CPU; 0: all GPUs, or the CPU where there is none.
       workers: the cluster; all of them must be up (`peers.meet`).
       peer_seconds: after which a worker that does not answer is given up.
-      stall_seconds: after which an all-reduce is given up.
 
     Raises:
       Failure: BAD_CONFIG if this host has GPUs that TensorFlow cannot use: it never falls back to the CPU unnoticed.
@@ -135,7 +134,7 @@ def make_strategy(
                 f'config.runtime.virtual_devices={virtual_devices}: of several workers on CPUs each is one device. '
                 'Start more workers instead.',
             )
-        return _multi_worker_strategy(workers, peer_seconds, stall_seconds)
+        return _multi_worker_strategy(workers, peer_seconds)
     if virtual_devices:
         cpu = tf.config.list_physical_devices('CPU')[0]
         tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * virtual_devices)
@@ -147,8 +146,12 @@ def make_strategy(
     return tf.distribute.MirroredStrategy(devices, cross_device_ops=reduction)
 
 
-def _multi_worker_strategy(workers: Workers, peer_seconds: float, stall_seconds: float) -> tf.distribute.Strategy:
-    """NCCL between GPUs, a ring between CPUs; with time limits, of which TensorFlow's defaults are hours or none."""
+def _multi_worker_strategy(workers: Workers, peer_seconds: float) -> tf.distribute.Strategy:
+    """NCCL between GPUs, a ring between CPUs; with time limits, of which TensorFlow's defaults are hours or none.
+
+    The collectives have none: TensorFlow 2.21 starts a thread for each that sleeps for as long as the limit is, and a
+    long one runs out of threads. `peers` and `stopping.Stall` notice what hangs.
+    """
     from tensorflow.compiler.xla.tsl.protobuf import coordination_config_pb2
     from tensorflow.python.eager import context  # the time limits have no public name in TensorFlow 2.21
 
@@ -165,10 +168,7 @@ def _multi_worker_strategy(workers: Workers, peer_seconds: float, stall_seconds:
         tf.train.ClusterSpec({'worker': workers.addresses}), task_type='worker', task_id=workers.rank, rpc_layer='grpc'
     )
     try:
-        return tf.distribute.MultiWorkerMirroredStrategy(
-            cluster_resolver=resolver,
-            communication_options=tf.distribute.experimental.CommunicationOptions(timeout_seconds=stall_seconds),
-        )
+        return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
     except tf.errors.OpError as error:
         raise entry.Failure(
             entry.PEER_LOST, f'TensorFlow could not join the workers: {error.message.splitlines()[0]}. Run it again.'

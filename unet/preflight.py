@@ -29,11 +29,12 @@ _JSON = flags.DEFINE_bool('json', False, 'Print one JSON object per check.')
 
 def main() -> int:
     config = config_flag.checked()
+    runtime = config.runtime
     run = _WORKDIR.value or os.path.join('runs', config_flag.name())
 
     with entry.quiet_import():
         from data_prep import records
-        from unet import checks, cluster, from_config, peers, selfcheck, train, workdir
+        from unet import checks, cluster, from_config, peers, selfcheck, stopping, train, workdir
 
     failed = []
 
@@ -51,8 +52,9 @@ def main() -> int:
 
     workers = cluster.workers(os.environ)
     with contextlib.ExitStack() as until_the_end:
+        stall = until_the_end.enter_context(stopping.Stall(runtime.stall_seconds))
         group = until_the_end.enter_context(
-            peers.meet(workers.addresses, workers.rank, peer_seconds=config.runtime.peer_seconds)
+            peers.meet(workers.addresses, workers.rank, peer_seconds=runtime.peer_seconds)
         )
         until_the_end.enter_context(peers.one_voice(group))
         tell(checks.Check('workers', True, f'{workers.count}, each reached by each other'))
@@ -61,12 +63,7 @@ def main() -> int:
         table = records.read_label_table(_DATA_DIR.value)
         train.agree(group, config, [split, eval_split])
         tell(checks.Check('agreement', True, 'code, config and data are the same on all workers'))
-        strategy = cluster.make_strategy(
-            config.runtime.virtual_devices,
-            workers,
-            peer_seconds=config.runtime.peer_seconds,
-            stall_seconds=config.runtime.stall_seconds,
-        )
+        strategy = cluster.make_strategy(runtime.virtual_devices, workers, peer_seconds=runtime.peer_seconds)
         devices = f'{strategy.num_replicas_in_sync} {"GPU" if entry.visible_gpus() else "CPU"} device(s)'
         tell(checks.Check('devices', True, f'{devices}; the driver shows {len(entry.visible_gpus())} GPU(s) here'))
         ours = list(checks.before_training(config, run, _DATA_DIR.value, split, table, strategy))
@@ -84,6 +81,7 @@ def main() -> int:
         tell(checks.expected_time(config, table, strategy, 1e9 * _BANDWIDTH.value))
         if _SELFCHECK.value:
             for check in selfcheck.run(config, table, strategy):
+                stall.progress()
                 tell(check)
         group.gather(None)
     return next((check.status for check in failed if check.status), entry.OK)

@@ -18,7 +18,19 @@ from ml_collections import ConfigDict
 
 from data_prep import labels, records
 from launch import entry
-from unet import checks, cluster, estimate, from_config, input_pipeline, metrics, peers, scoring, speed, timing
+from unet import (
+    checks,
+    cluster,
+    estimate,
+    from_config,
+    input_pipeline,
+    metrics,
+    peers,
+    scoring,
+    speed,
+    stopping,
+    timing,
+)
 
 _EVALUATED = 10_000  # images to evaluate if need be; smaller splits come again
 
@@ -48,16 +60,18 @@ def measure(
     if runtime.deterministic:
         tf.config.experimental.enable_op_determinism()
     figures = {}
-    with peers.meet(workers.addresses, workers.rank, peer_seconds=runtime.peer_seconds) as group:
+    with (
+        stopping.Stall(runtime.stall_seconds) as stall,
+        peers.meet(workers.addresses, workers.rank, peer_seconds=runtime.peer_seconds) as group,
+    ):
 
         def note(name: str, found: dict) -> None:
+            stall.progress()
             figures[name] = found
             if group.rank == 0:
                 tell(name, found)
 
-        strategy = cluster.make_strategy(
-            runtime.virtual_devices, workers, peer_seconds=runtime.peer_seconds, stall_seconds=runtime.stall_seconds
-        )
+        strategy = cluster.make_strategy(runtime.virtual_devices, workers, peer_seconds=runtime.peer_seconds)
         table, replicas = records.read_label_table(data_dir), strategy.num_replicas_in_sync
         checks.refuse([checks.batch(config, replicas)])
         if runtime.microbatches == 0:

@@ -83,9 +83,7 @@ def train_and_evaluate(
         chief = group.rank == 0
         until_the_end.enter_context(peers.one_voice(group))
         agree(group, config, [train_split, eval_split])
-        strategy = cluster.make_strategy(
-            runtime.virtual_devices, workers, peer_seconds=runtime.peer_seconds, stall_seconds=runtime.stall_seconds
-        )
+        strategy = cluster.make_strategy(runtime.virtual_devices, workers, peer_seconds=runtime.peer_seconds)
         stop.listen()
         stop.check()
         replicas = strategy.num_replicas_in_sync
