@@ -6,10 +6,11 @@
 TensorFlow builds its cluster only when all are there, and a collective waits for ever for one who hangs. So all ranks
 first meet at rank 0's address, within a time limit, and keep that connection: each end sends a sign of life several
 times per `peer_seconds`. A rank that says nothing for so long, whose connection breaks, or that ends with a failure is
-named by all others, which then end with status 76.
+named by all others, which then end with status 76, or 75 if it was asked to stop.
 
 The protocol is one JSON object per line: {"rank", "addresses"} to meet, {"value"} to rank 0 and {"values"} back to
-gather, {"bye": status, "why"} before leaving, {"lost"} from rank 0 to tell of a loss, and {} as a sign of life.
+gather, {"bye": status, "why"} before leaving, {"lost", "status"} from rank 0 to tell of a loss, and {} as a
+sign of life.
 """
 
 import contextlib
@@ -37,7 +38,7 @@ class Peers:
         self._inboxes = {other: queue.SimpleQueue() for other in links}
         self._sending = threading.Lock()
         self._silence = peer_seconds
-        self._loss = ''
+        self._loss = None  # the Failure that this process is to end with
         self._left = set()  # ranks that said good-bye after all was done
         self._closed = threading.Event()
 
@@ -71,7 +72,7 @@ class Peers:
           value: anything that JSON holds.
 
         Raises:
-          Failure: PEER_LOST if a rank is lost meanwhile.
+          Failure: PEER_LOST if a rank is lost meanwhile, STOPPED if it was asked to stop.
         """
         if not self._links:
             return [value]
@@ -92,19 +93,20 @@ class Peers:
             raise entry.Failure(entry.BAD_CONFIG, f'{what} differs between {self.name(0)} and {others}: {remedy}')
 
     def explain(self, error: Exception) -> None:
-        """Raises Failure PEER_LOST if `error`, from TensorFlow, is due to the loss of a rank that becomes known now."""
+        """Raises Failure, as gather, if `error`, from TensorFlow, is due to a loss that becomes known now."""
         deadline = time.monotonic() + min(self._silence, _LEAVE_BY_ITSELF / 2)
         while self._links and not self._loss and time.monotonic() < deadline:
             time.sleep(0.05)
         if self._loss:
-            raise entry.Failure(entry.PEER_LOST, self._loss) from error
+            raise self._loss from error
 
     def _receive(self, other: int) -> dict:
         while True:
+            loss = self._loss  # asked for first: what arrived before a loss counts
             with contextlib.suppress(queue.Empty):
                 return self._inboxes[other].get(timeout=0.1)
-            if self._loss:
-                raise entry.Failure(entry.PEER_LOST, self._loss)
+            if loss:
+                raise loss
 
     def _send(self, other: int, message: dict) -> None:
         with self._sending, contextlib.suppress(OSError):  # the thread that listens notices a broken link
@@ -120,11 +122,12 @@ class Peers:
             for line in link.makefile('rb'):
                 message = json.loads(line)
                 if 'lost' in message:
-                    self._lose(message['lost'])
+                    self._lose(message['lost'], message['status'])
                 elif message.get('bye') == entry.OK:
                     self._left.add(other)
                 elif 'bye' in message:
-                    self._lose(f'{self.name(other)} ended with status {message["bye"]}: {message["why"]}')
+                    status = entry.STOPPED if message['bye'] == entry.STOPPED else entry.PEER_LOST
+                    self._lose(f'{self.name(other)} ended with status {message["bye"]}: {message["why"]}', status)
                 elif message:
                     self._inboxes[other].put(message)
             why = 'is gone without a word: killed, or its host is down'
@@ -133,18 +136,20 @@ class Peers:
         except OSError as error:
             why = f'is gone: {error.strerror}'
         if other not in self._left:
-            self._lose(f'{self.name(other)} {why}')
+            self._lose(f'{self.name(other)} {why}', entry.PEER_LOST)
 
-    def _lose(self, loss: str) -> None:
+    def _lose(self, loss: str, status: int) -> None:
         """Tells the others, and ends this process unless its main thread does so soon."""
         if self._loss or self._closed.is_set():
             return
-        self._loss = f'{loss}. The same command, started on all hosts, goes on from the last checkpoint.'
+        self._loss = entry.Failure(
+            status, f'{loss}. The same command, started on all hosts, goes on from the last checkpoint.'
+        )
         if self.rank == 0:
             for other in self._links:
-                self._send(other, {'lost': loss})
+                self._send(other, {'lost': loss, 'status': status})
         if not self._closed.wait(_LEAVE_BY_ITSELF):
-            stopping.end_process(entry.PEER_LOST, self._loss)
+            stopping.end_process(status, str(self._loss))
 
 
 @contextlib.contextmanager
