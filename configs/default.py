@@ -225,6 +225,8 @@ def validate(config: ConfigDict) -> list[str]:
     for name in ('data.resize', 'data.crop', 'eval.resize'):
         if not _two_integers(fields[name]) or min(fields[name]) < (name == 'data.crop'):
             problems.append(f'config.{name}={fields[name]}: must be (height, width) in whole pixels')
+        elif any(fields[name]) != all(fields[name]):
+            problems.append(f'config.{name}={fields[name]}: give both height and width, or (0, 0) for neither')
     scale = fields['data.scale']
     if len(scale) != 2 or not 0 < scale[0] <= scale[1]:
         problems.append(f'config.data.scale={scale}: must be (smallest, largest), both above 0')
@@ -237,6 +239,8 @@ def validate(config: ConfigDict) -> list[str]:
         problems.append(f'config.profile.steps={profiled}: the run ends at step {config.num_steps} (config.num_steps)')
     if not config.data.train_splits:
         problems.append('config.data.train_splits: name at least one split')
+    if len({*config.data.train_splits}) < len(config.data.train_splits):
+        problems.append(f'config.data.train_splits={config.data.train_splits}: name each split once')
     for address in config.data.servers:
         if not _is_address(address):
             problems.append(f'config.data.servers: {address!r} is no host:port, e.g. 10.0.0.2:5050')

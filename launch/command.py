@@ -91,10 +91,7 @@ def read_config(arguments: list[str]) -> ConfigDict | None:
     try:
         values(argv, known_only=True)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        while error.args and isinstance(error.args[0], Exception):
-            error = error.args[0]
-        reason = ' '.join(str(error.args[0] if error.args else error).split())
-        raise entry.Failure(entry.BAD_USAGE, f'--config: {reason}') from error
+        raise entry.Failure(entry.BAD_USAGE, f'--config: {entry.config_mistake(error)}') from error
     return config.value
 
 

@@ -161,7 +161,7 @@ def _parse_flags(argv: list[str], *, forwards: bool) -> list[str]:
         complain(str(error))
         sys.exit(error.status)
     except (AttributeError, KeyError, TypeError, ValueError) as error:  # ml_collections: a misspelt field, a wrong type
-        complain(f'--config: {str(error.args[0] if error.args else error).strip()}')
+        complain(f'--config: {config_mistake(error)}')
         sys.exit(BAD_USAGE)
     except Exception:  # the config file is a program of the user's: show where it fails
         traceback.print_exc()
@@ -171,6 +171,17 @@ def _parse_flags(argv: list[str], *, forwards: bool) -> list[str]:
         complain(f'unexpected argument {rest[1]!r}: flags are written --name=value (--help lists them)')
         sys.exit(BAD_USAGE)
     return rest
+
+
+def config_mistake(error: Exception) -> str:
+    """What is wrong with the flags of a config, from an error of ml_collections."""
+    while error.args and isinstance(error.args[0], Exception):
+        error = error.args[0]
+    reason = str(error.args[0] if error.args else error)
+    if isinstance(error, KeyError):
+        name, _, hint = reason.partition('\n')
+        return f'no such field: {name}. {hint or "configs/default.py lists them."}'
+    return ' '.join(reason.split())
 
 
 def last_of_each_field(arguments: list[str]) -> list[str]:

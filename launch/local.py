@@ -216,6 +216,7 @@ def _wait(workers: list[subprocess.Popen], stop_asked: threading.Event) -> list[
         if asked_at is None and (stop_asked.is_set() or (failed_at and now - failed_at > _LEAVE_ALONE)):
             asked_at = now
             _signal_all(workers, signal.SIGTERM)
+            _signal_all(workers, signal.SIGCONT)  # one that is halted could not answer
         if asked_at and now - asked_at > _KILL_AFTER:
             killed += _signal_all(workers, signal.SIGKILL)
         time.sleep(0.05)

@@ -41,6 +41,8 @@ def test_the_blog_posts_setting():
         ('data.scale', (2.0, 1.0), 'smallest'),
         ('data.crop', (100, 100), '[96, 112]'),
         ('data.train_splits', (), 'at least one'),
+        ('data.train_splits', ('train', 'train'), 'once'),
+        ('eval.resize', (128, 0), 'both height and width'),
         ('optimizer.learning_rate', float('nan'), 'finite'),
         ('optimizer.learning_rate', float('inf'), 'finite'),
         ('data.scale', (0.5, 'a'), 'no number'),

@@ -145,6 +145,8 @@ def test_what_a_run_cannot_go_on_with_leaves_it_as_it_was(tmp_path, data_dir):
     (tmp_path / 'config.json').write_text(config[:100])
     damaged = tiny.run(command)
     assert damaged.returncode == entry.BAD_DATA and 'config.json: not JSON' in damaged.stderr
+    (tmp_path / 'config.json').unlink()
+    assert tiny.run(command).returncode == 0 and (tmp_path / 'config.json').read_text() == config
     below = tiny.run(tiny.train_command(tmp_path / 'config.json/run', data_dir))
     assert below.returncode == entry.BAD_USAGE and 'config.json is no folder' in below.stderr
 
@@ -184,6 +186,7 @@ def test_mistakes_get_one_line_and_a_status(tmp_path, data_dir):
         (['--config.globl_batch=4'], entry.BAD_USAGE, 'global_batch'),
         (['--confg=x'], entry.BAD_USAGE, 'confg'),
         (['--config.num_steps=many'], entry.BAD_USAGE, 'num_steps'),
+        (['--config.model.shape=3'], entry.BAD_USAGE, "no such field: 'shape'"),
         (['stray'], entry.BAD_USAGE, 'stray'),
         (['--config=configs'], entry.MISSING_INPUT, 'no such file'),
         (['--config=configs/nothing.py'], entry.MISSING_INPUT, 'configs/nothing.py'),

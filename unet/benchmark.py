@@ -59,7 +59,7 @@ def _measure(config) -> dict[str, dict]:
         if name == 'conditions':
             conditions.update(figures)
             print(_hello(figures), flush=True)
-            print(_ROW.format('', 'images/s', 'ms', 'p90 ms', 'peak GiB', ''), flush=True)
+            print(_ROW.format('', 'images/s', 'median ms', 'p90 ms', 'peak GiB', ''), flush=True)
             return
         print(
             _ROW.format(
@@ -111,7 +111,7 @@ def _verdict(waiting: float, figures: dict) -> str:
     of_step = ''
     if 'step' in figures:
         share = figures['both']['images_per_second'] / figures['step']['images_per_second']
-        of_step = f', at {100 * share:.0f} % of its speed alone'
+        of_step = f', at {100 * share:.0f} % of its speed alone' if share < 0.995 else ', as fast as alone'
     return f'The step bounds it{of_step}.'
 
 

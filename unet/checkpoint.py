@@ -9,6 +9,7 @@ A checkpoint is written under a temporary name, flushed to disk and renamed; the
 
 import os
 import pathlib
+import re
 import shutil
 
 import tensorflow as tf
@@ -72,13 +73,13 @@ def restore(directory: str, checkpoint: tf.train.Checkpoint) -> str | None:
             restore_path(path, checkpoint)
             return path
         except entry.Failure as error:
-            failure = error
+            if step == steps[-1]:
+                raise entry.Failure(
+                    entry.BAD_DATA,
+                    f'{directory}: none of its {len(steps)} checkpoints can be restored; the last try: {error} '
+                    'To begin anew, pass another --workdir; --config.init_from=... takes over weights of another run.',
+                ) from error
             logging.warning('%s Trying the one before.', error)
-    if steps:
-        raise entry.Failure(
-            entry.BAD_DATA,
-            f'{directory}: none of its {len(steps)} checkpoints can be restored; the last try: {failure}',
-        )
     return None
 
 
@@ -94,7 +95,7 @@ def restore_path(path: str, checkpoint: tf.train.Checkpoint) -> None:
         status = checkpoint.read(path).expect_partial()  # what is not asked for, e.g. slots, is left alone
         status.assert_existing_objects_matched()
     except (tf.errors.OpError, ValueError, AssertionError, IndexError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0][:200]
+        reason = re.sub(r'\{\{.*?\}\} ', '', str(error).strip().splitlines()[0])[:300]
         if isinstance(error, ValueError | AssertionError):
             reason = f'it is of another network: {reason}'
         raise entry.Failure(entry.BAD_DATA, f'{path}: cannot be restored ({reason}).') from error

@@ -80,7 +80,8 @@ def _versions() -> Check:
     return Check(
         'versions',
         known and tuple(map(int, found['keras'].split('.')[:2])) >= (3, 15),
-        ', '.join(f'{name} {version}' for name, version in found.items()) + (f', CUDA {cuda}' if cuda else ''),
+        ', '.join(f'{name} {version}' for name, version in found.items())
+        + (f', built for CUDA {cuda}' if cuda else ''),
         'TensorFlow 2.21 and Keras 3.15 or later are needed: pip install -c constraints.txt -e .',
     )
 
@@ -158,8 +159,8 @@ def _memory(config: ConfigDict, cost: estimate.Cost, replicas: int) -> Check:
         'memory',
         needed <= available,
         f'{images} image(s) at a time take about {_size(needed)} of {_size(available)}; '
-        f'{estimate.largest_microbatch(cost, available)} would fit; {cost.parameters / 1e6:.1f} M parameters, '
-        f'{cost.step_flops / 1e9:.0f} GFLOP per image, {cost.all_reduce_bytes / 2**20:.0f} MiB summed per step',
+        f'{estimate.largest_microbatch(cost, available)} would fit; {cost.parameters:,} parameters, '
+        f'{cost.step_flops / 1e9:.3g} GFLOP per image, {_size(cost.all_reduce_bytes)} summed per step',
         'Raise config.runtime.microbatches (0 finds it), or set config.runtime.recompute=True.',
         entry.OK,
     )

@@ -41,6 +41,8 @@ def main() -> int:
     def tell(check: checks.Check) -> None:
         if not check.passed:
             failed.append(check)
+        elif _JSON.value:
+            check = dataclasses.replace(check, remedy='', status=entry.OK)
         print(json.dumps(dataclasses.asdict(check)) if _JSON.value else check, flush=True)
 
     def attempt(name: str, found: str, call: Callable[[], object]) -> None:

@@ -161,7 +161,8 @@ def train_and_evaluate(
 
 def _recorded_microbatches(config: ConfigDict, run: str, replicas: int) -> int:
     """The number that the run to go on with has; 0 if it has none yet, or one that this many devices cannot keep."""
-    if not checkpoint.list_newest_first(os.path.join(run, workdir.CHECKPOINTS)):
+    begun = checkpoint.list_newest_first(os.path.join(run, workdir.CHECKPOINTS))
+    if not begun or not os.path.exists(os.path.join(run, workdir.CONFIG)):
         return 0
     recorded = workdir.read_config(run).runtime.microbatches
     return 0 if recorded and config.global_batch // replicas % recorded else recorded

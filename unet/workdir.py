@@ -152,20 +152,25 @@ def compare_config(workdir: str, config: ConfigDict, *, accept_change: bool = Fa
     Raises:
       Failure: IN_USE if the run was started with a config that means something else and `accept_change` is not set.
     """
-    if checkpoint.list_newest_first(pathlib.Path(workdir) / CHECKPOINTS):
-        before, now = flatten(read_config(workdir)), flatten(config)
-        changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
-        diff = [f'  config.{name}: {before.get(name)!r} -> {now.get(name)!r}' for name in changed]
-        meaning = [name for name in changed if not changes_nothing_learnt(name)]
-        if meaning and not accept_change:
-            raise entry.Failure(
-                entry.IN_USE,
-                f'{workdir} holds a run with another config:\n'
-                + '\n'.join(diff)
-                + '\nGo on with the old values, pass another --workdir, or change the run with --accept_config_change.',
-            )
-        if diff:
-            print('The config has changed since the run was started:\n' + '\n'.join(diff), flush=True)
+    folder = pathlib.Path(workdir)
+    if not checkpoint.list_newest_first(folder / CHECKPOINTS):
+        return
+    if not (folder / CONFIG).exists():
+        print(f'{folder / CONFIG} is gone: this config is taken for the one that the run was started with', flush=True)
+        return
+    before, now = flatten(read_config(workdir)), flatten(config)
+    changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    diff = [f'  config.{name}: {before.get(name)!r} -> {now.get(name)!r}' for name in changed]
+    meaning = [name for name in changed if not changes_nothing_learnt(name)]
+    if meaning and not accept_change:
+        raise entry.Failure(
+            entry.IN_USE,
+            f'{workdir} holds a run with another config:\n'
+            + '\n'.join(diff)
+            + '\nGo on with the old values, pass another --workdir, or change the run with --accept_config_change.',
+        )
+    if diff:
+        print('The config has changed since the run was started:\n' + '\n'.join(diff), flush=True)
 
 
 def write_config(workdir: str, config: ConfigDict) -> None:
