@@ -98,7 +98,8 @@ def _remark(name: str, figures: dict, conditions: dict) -> str:
         return f'{100 * figures["waiting_for_data"]:.1f} % of the time waiting for data'
     if name in ('step', 'apart'):
         flops = figures['images_per_second'] * conditions['step_flops_per_image']
-        return f'{100 * flops / conditions["matrix_flops_per_second"]:.0f} % of the matrix product'
+        share = f'{100 * flops / conditions["matrix_flops_per_second"]:.0f} % of the matrix product'
+        return share + (f'; {conditions["expected_milliseconds"]:.1f} ms expected' if name == 'step' else '')
     return ''
 
 

@@ -171,17 +171,13 @@ def expected_time(
 ) -> Check:
     """How long the run will take, from convolutions that are timed here, and what more hosts would make of it."""
     classes = len(from_config.id_of_class(config.labels, table))
-    replicas, workers = strategy.num_replicas_in_sync, cluster.place(strategy)[1]
-    # The parts that a CPU is split into share its cores; GPUs compute side by side.
-    sharing = workers if not tf.config.list_logical_devices('GPU') else replicas
-    image_seconds = estimate.step_seconds(config, classes, speed.level_seconds(config))
-    alone = config.global_batch / sharing * image_seconds
+    alone = speed.step_seconds(config, classes, strategy)
     cost = estimate.cost(config, classes)
 
     def efficiency(hosts: int) -> float:
         return estimate.scaling_efficiency(cost, step_seconds=alone, hosts=hosts, bytes_per_second=bytes_per_second)
 
-    seconds = alone / efficiency(workers)
+    seconds = alone / efficiency(cluster.place(strategy)[1])
     more = ', '.join(f'{100 * efficiency(hosts):.0f} % on {hosts}' for hosts in (2, 4, 8, 16))
     return Check(
         'expected time',

@@ -1,18 +1,19 @@
 """How fast a device computes what a U-Net is made of.
 
 speed.matrix_flops('bfloat16')              # FLOP/s of a large matrix product
-speed.level_seconds(config)                 # of one convolution per level, forward and backward
+speed.step_seconds(config, 19, strategy)    # that a step is expected to take
 """
 
 import keras
 import tensorflow as tf
 from ml_collections import ConfigDict
 
-from unet import from_config, model, normalization, timing
+from unet import cluster, estimate, from_config, model, normalization, timing
 
 _MATRIX = {'GPU': 8192, 'CPU': 2048}  # rows and columns of the matrices
 _SECONDS = 0.5  # for which each thing is timed
-_PIXELS = 2**16  # of level 0 that a convolution is timed on at the most; its time is proportional to them
+_IMAGES = 4  # that a convolution is timed on at the most; one alone takes 2 to 4 times as long as one of these
+_PIXELS = {'GPU': 2**21, 'CPU': 2**16}  # of each image, at the most; the time is proportional to them
 
 
 def matrix_flops(precision: str) -> float:
@@ -29,18 +30,31 @@ def matrix_flops(precision: str) -> float:
     return 2 * size**3 / float(best)
 
 
-def level_seconds(config: ConfigDict) -> list[float]:
-    """Seconds that one image takes on one device, for each level of the network: of a 3x3 convolution of that level's
-    size from as many channels to as many, with ReLU and normalisation, forward and backward."""
+def step_seconds(config: ConfigDict, num_classes: int, strategy: tf.distribute.Strategy) -> float:
+    """How long a step is expected to take without what workers tell each other, from convolutions timed here."""
+    replicas = strategy.num_replicas_in_sync
+    images = max(1, config.global_batch // replicas // max(config.runtime.microbatches, 1))
+    image_seconds = estimate.step_seconds(
+        config, num_classes, level_seconds(config, images, from_config.jit_compile(config, replicas))
+    )
+    # The parts that a CPU is split into share its cores; GPUs compute side by side.
+    sharing = replicas if _device() == 'GPU' else cluster.place(strategy)[1]
+    return config.global_batch / sharing * image_seconds
+
+
+def level_seconds(config: ConfigDict, images: int, jit_compile: bool) -> list[float]:
+    """Seconds that one of so many images takes on one device, for each level of the network: of a 3x3 convolution of
+    that level's size from as many channels to as many, with ReLU and normalisation, forward and backward."""
     height, width = config.data.crop
-    shrunk = max(1.0, (height * width / _PIXELS) ** 0.5)
+    shrunk = max(1.0, (height * width / _PIXELS[_device()]) ** 0.5)
+    height, width, images = int(height / shrunk), int(width / shrunk), min(images, _IMAGES)
     return [
-        shrunk**2 * _convolution_seconds(config, level, int(height / shrunk) >> level, int(width / shrunk) >> level)
+        shrunk**2 * _convolution_seconds(config, level, [images, height >> level, width >> level], jit_compile)
         for level in range(config.model.depth)
     ]
 
 
-def _convolution_seconds(config: ConfigDict, level: int, height: int, width: int) -> float:
+def _convolution_seconds(config: ConfigDict, level: int, size: list[int], jit_compile: bool) -> float:
     channels = config.model.width * 2**level
     policy = model.POLICIES[config.precision]
     layers = [keras.layers.Conv2D(channels, 3, padding='same', activation='relu', dtype=policy)]
@@ -49,9 +63,9 @@ def _convolution_seconds(config: ConfigDict, level: int, height: int, width: int
     block = keras.Sequential(layers)
     block.build((None, None, None, channels))
     weights = [variable.value for variable in block.trainable_variables]
-    images = tf.random.stateless_normal([1, height, width, channels], [0, 0], dtype=block.compute_dtype)
+    images = tf.random.stateless_normal([*size, channels], [0, 0], dtype=block.compute_dtype)
 
-    @tf.function(jit_compile=from_config.jit_compile(config, 1))
+    @tf.function(jit_compile=jit_compile)
     def forward_and_backward(images):
         with tf.GradientTape() as tape:
             tape.watch(images)
@@ -61,7 +75,7 @@ def _convolution_seconds(config: ConfigDict, level: int, height: int, width: int
     def call() -> None:
         forward_and_backward(images)[0].numpy()
 
-    return timing.measure(call, images=1, seconds=_SECONDS).milliseconds(50) / 1000
+    return timing.measure(call, images=size[0], seconds=_SECONDS).milliseconds(50) / 1000 / size[0]
 
 
 def _device() -> str:

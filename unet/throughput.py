@@ -94,7 +94,8 @@ def measure(
 def _conditions(config: ConfigDict, table: labels.Table, strategy: tf.distribute.Strategy, group: peers.Peers) -> dict:
     devices = strategy.num_replicas_in_sync
     images = config.global_batch // devices // config.runtime.microbatches
-    cost = estimate.cost(config, len(from_config.id_of_class(config.labels, table)))
+    classes = len(from_config.id_of_class(config.labels, table))
+    cost = estimate.cost(config, classes)
     local_gpus = len(tf.config.list_logical_devices('GPU'))
     return {
         'device': 'GPU' if local_gpus else 'CPU',
@@ -108,6 +109,7 @@ def _conditions(config: ConfigDict, table: labels.Table, strategy: tf.distribute
         'step_flops_per_image': cost.step_flops,
         'matrix_flops_per_second': sum(group.gather(speed.matrix_flops(config.precision) * max(local_gpus, 1))),
         'estimated_peak_bytes': estimate.step_bytes(cost, images),
+        'expected_milliseconds': 1000 * max(group.gather(speed.step_seconds(config, classes, strategy))),
     }
 
 
