@@ -148,6 +148,7 @@ def make_replica_step(
 
         compiled = tf.function(of_part, jit_compile=True) if jit_compile and microbatches > 1 else of_part
         gradients, local_loss = _sum_of_parts(compiled, [*inputs, *targets], microbatches)
+        # In one pack: in packs of 1 and 8 MiB two workers of one core each took 1.02 and 1.00 times as long.
         *gradients, mean_loss, stop = all_reduce([*gradients, local_loss, tf.identity(tf.cast(stop, dtype))])
 
         gradients = [gradient / scale for gradient in gradients]
