@@ -181,6 +181,21 @@ def test_float16_and_bfloat16_and_unpadded_train(tmp_path, data_dir):
         assert 0 <= last['eval/miou_present'] <= 1
 
 
+def test_overflows_are_told_and_end_the_run_when_they_never_end(tmp_path, data_dir):
+    fields = {'precision': 'float16', 'optimizer__learning_rate': 1e30, 'num_steps': 120, 'eval__every_steps': 120}
+    done = tiny.run(tiny.train_command(tmp_path, data_dir, **fields))
+    assert done.returncode == entry.DIVERGED, done.stderr
+    assert 'overflowed 100 times in a row' in done.stderr.splitlines()[-1]
+    assert '3 overflowed and skipped, loss scale' in done.stdout
+
+    def refuse(constant):
+        raise ValueError(f'{constant} is no JSON')
+
+    lines = (tmp_path / 'metrics.jsonl').read_text().splitlines()
+    last = json.loads(lines[-1], parse_constant=refuse)
+    assert last['train/skipped_steps'] == 3 and last['train/gradient_norm'] is None
+
+
 def test_mistakes_get_one_line_and_a_status(tmp_path, data_dir):
     cases = [
         (['--config.globl_batch=4'], entry.BAD_USAGE, 'global_batch'),

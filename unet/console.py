@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from data_prep import records
-from unet import step
+from unet import memory, step
 
 
 def hello(
@@ -99,12 +99,15 @@ class Progress:
         """
         last = dict(zip(step.METRICS, rows[-1].tolist(), strict=True))
         finite = rows[rows[:, step.METRICS.index('finite')] > 0]
+        skipped = len(rows) - len(finite)
         mean_loss = float(finite[:, 0].mean()) if len(finite) else float('nan')
         seconds = max(self._seconds, 1e-9)
         speed = self._steps * self._global_batch / seconds
         left = (self._num_steps - done) * self._global_batch / max(speed, 1e-9)
         self._seconds = self._steps = 0.0
         text = f'loss {mean_loss:.4f}  learning rate {last["learning_rate"]:.2e}  {speed:.1f} images/s'
+        if skipped:
+            text += f'  {skipped} overflowed and skipped, loss scale {last["loss_scale"]:g}'
         if self._bar:
             self._bar.set_postfix_str(text)
         else:
@@ -114,7 +117,7 @@ class Progress:
             'train/learning_rate': last['learning_rate'],
             'train/gradient_norm': last['gradient_norm'],
             'train/loss_scale': last['loss_scale'],
-            'train/skipped_steps': float(len(rows) - len(finite)),
+            'train/skipped_steps': float(skipped),
             'time/images_per_second': speed,
             'time/waiting_for_data': float(rows[:, step.METRICS.index('seconds_without_data')].sum()) / seconds,
         } | _peak_memory()
@@ -123,6 +126,4 @@ class Progress:
 def _peak_memory() -> dict[str, float]:
     """Largest memory in use so far, GiB, of this process and of its fullest GPU."""
     peak = {'memory/host_peak_gib': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}  # KiB on Linux
-    names = [device.name.removeprefix('/device:') for device in tf.config.list_logical_devices('GPU')]
-    peaks = [tf.config.experimental.get_memory_info(name)['peak'] for name in names]
-    return peak | ({'memory/gpu_peak_gib': max(peaks) / 2**30} if peaks else {})
+    return peak | ({'memory/gpu_peak_gib': memory.gpu_peak_bytes() / 2**30} if memory.local_gpus() else {})

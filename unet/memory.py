@@ -1,4 +1,4 @@
-"""Finds how many images a device can compute at a time: from an estimate, then by trying.
+"""The memory of devices, and how many images one can compute at a time: from an estimate, then by trying.
 
 microbatches = memory.find_microbatches(config, num_classes=19, replicas=8, try_step=...)
 """
@@ -15,6 +15,21 @@ from launch import entry
 from unet import estimate
 
 _USABLE = 0.9  # of a device's memory; the rest is for what the estimate does not know
+
+
+def local_gpus() -> list[str]:
+    """This process's own GPUs; TensorFlow's logical devices are those of all hosts."""
+    return [f'GPU:{number}' for number in range(len(tf.config.list_physical_devices('GPU')))]
+
+
+def gpu_peak_bytes() -> int:
+    """Most that was in use at a time on the fullest of this process's GPUs; 0 if there is none."""
+    return max((tf.config.experimental.get_memory_info(name)['peak'] for name in local_gpus()), default=0)
+
+
+def forget_gpu_peak() -> None:
+    for name in local_gpus():
+        tf.config.experimental.reset_memory_stats(name)
 
 
 def device_bytes(virtual_devices: int = 0) -> int:

@@ -273,8 +273,9 @@ def _loop(
                 done += count
                 progress.advance(count)
                 stall.progress()
-                # Alone we know at once; of several, the call before tells, so that the devices need not wait for us.
-                stopping_now = bool(stop) if alone else len(calls) > 1 and _asked_to_stop(calls[-2].numpy())
+                # The call before must be done: that keeps a GPU busy, and what a stop has to wait for short.
+                asked = len(calls) > 1 and _asked_to_stop(calls[-2].numpy())
+                stopping_now = bool(stop) if alone else asked
             rows = np.concatenate([call.numpy() for call in calls])
             stopping_now = stopping_now or _asked_to_stop(rows)
             progress.stop_timing(len(rows))

@@ -217,7 +217,7 @@ class MetricsWriter:
         self._summaries = tf.summary.create_file_writer(str(events))
 
     def write(self, step: int, values: dict[str, float], pictures: dict[str, object] | None = None) -> None:
-        """One line with `step` and the values, which are also TensorBoard scalars; NaN is written as null.
+        """One line with `step` and the values, which are also TensorBoard scalars; what is not finite is null.
 
         Args:
           step: completed steps.
@@ -227,7 +227,7 @@ class MetricsWriter:
         Raises:
           Failure: NO_STORAGE if they cannot be written.
         """
-        line = {'step': step} | {k: None if math.isnan(v) else float(v) for k, v in values.items()}
+        line = {'step': step} | {k: float(v) if math.isfinite(v) else None for k, v in values.items()}
         with self._path.open('a') as file:
             file.write(json.dumps(line) + '\n')
         try:
