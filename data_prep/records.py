@@ -173,18 +173,19 @@ def _fields(view: memoryview, number: int) -> list[memoryview]:
     return found
 
 
-@functools.lru_cache(maxsize=256)
-def _descriptor(path: str) -> int:
-    return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+@functools.lru_cache(maxsize=256)  # far fewer than the 1024 files that a process may usually have open
+def _opened(path: str) -> IO[bytes]:
+    return open(path, 'rb', buffering=0)  # closes itself once it is evicted and no thread reads it any more
 
 
 def _read_at(path: str, offset: int, size: int) -> bytes:
-    """Up to `size` bytes at `offset`; local files through one descriptor per file that all threads share."""
+    """Up to `size` bytes at `offset`; local files stay open for all threads, those read most recently."""
     if is_remote(path):
         with epath.Path(path).open('rb') as file:
             file.seek(offset)
             return file.read(size)
-    return os.pread(_descriptor(path), size, offset)
+    file = _opened(path)  # held while it is read: another thread may evict it
+    return os.pread(file.fileno(), size, offset)
 
 
 def read_record(path: str, offset: int, length: int) -> bytes:

@@ -1,5 +1,6 @@
 """Real servers: processes of unet.data_server on this host."""
 
+import concurrent.futures
 import contextlib
 import os
 import re
@@ -7,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -134,6 +136,48 @@ def test_a_server_that_comes_later_is_found_and_one_that_freezes_is_given_up(dat
         servers.fetch(5, counted, parts)
         assert made_here == [3, 5]
         assert f'data server {name} is gone (it does not answer in time)' in capfd.readouterr().err
+
+
+def serve_slowly(monkeypatch, cores, seconds):
+    """The address of a server whose examples, their own positions, take so long on each core, and what it has sent."""
+    listener = socket.create_server(('127.0.0.1', 0))
+    with monkeypatch.context() as patch:
+        patch.setattr(entry, 'cores', lambda: cores)
+        sent = serving.serve(listener, lambda position: (time.sleep(seconds), np.array([position]))[1:], {})
+    return f'127.0.0.1:{listener.getsockname()[1]}', sent
+
+
+def fetch_all(servers, positions, make=None):
+    with concurrent.futures.ThreadPoolExecutor(servers.in_flight) as pool:
+        parts = [(np.dtype(np.int64), (1,))]
+        found = list(pool.map(lambda position: servers.fetch(position, make, parts), positions))
+    np.testing.assert_array_equal(found, [([position],) for position in positions])
+
+
+@pytest.mark.parametrize(('less', 'more'), [((1, 0.04), (4, 0.04)), ((2, 0.08), (2, 0.02))])
+def test_a_server_that_can_make_four_times_the_examples_does(monkeypatch, less, more):
+    """Because it has more cores, or faster ones."""
+    (weak, by_weak), (strong, by_strong) = (serve_slowly(monkeypatch, *server) for server in (less, more))
+    fetch_all(serving.meet([weak, strong], {}), range(200))
+    assert by_weak() + by_strong() == 200
+    assert by_strong() == pytest.approx(160, abs=15)
+
+
+def test_what_is_left_of_the_servers_does_not_wait_for_this_host(monkeypatch, capfd):
+    """One core here makes what it can in place of a server that is gone, four elsewhere the rest."""
+    address, sent = serve_slowly(monkeypatch, 4, 0.04)
+    monkeypatch.setattr(entry, 'cores', lambda: 1)
+    core = threading.Lock()
+
+    def make(position):
+        with core:
+            time.sleep(0.04)
+        return (np.array([position]),)
+
+    servers = serving.meet([address, '127.0.0.1:1'], {})
+    assert 'data server 127.0.0.1:1 is gone (Connection refused)' in capfd.readouterr().err
+    fetch_all(servers, range(200), make)
+    assert sent() == pytest.approx(160, abs=15)
 
 
 def test_a_server_of_other_examples_is_refused_by_name(data_dir, address, tmp_path):

@@ -1,3 +1,7 @@
+import concurrent.futures
+import functools
+import os
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -135,3 +139,18 @@ def test_a_damaged_record_is_named(tmp_path):
     split = records.read_split(folder, 'train')
     with pytest.raises(Exception, match='checksum'):
         batches(split, last=2)
+
+
+@pytest.mark.parametrize('kept', [1, 256])
+def test_threads_read_more_shards_than_are_kept_open(tmp_path, monkeypatch, kept):
+    """Each is closed in the end, but not while another thread reads it."""
+    monkeypatch.setattr(records, '_opened', functools.lru_cache(kept)(records._opened.__wrapped__))
+    data = [str(shard).encode() for shard in range(400)]
+    for shard, content in enumerate(data):
+        (tmp_path / str(shard)).write_bytes(records.frame(content))
+    order = np.random.default_rng(0).integers(0, 400, 4000).tolist()
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        read = pool.map(lambda shard: records.read_record(str(tmp_path / str(shard)), 0, len(data[shard])), order)
+        assert list(read) == [data[shard] for shard in order]
+    files = [os.path.realpath(f'/proc/self/fd/{descriptor}') for descriptor in os.listdir('/proc/self/fd')]
+    assert sum(file.startswith(str(tmp_path)) for file in files) <= kept

@@ -27,7 +27,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import tensorflow as tf
@@ -115,13 +115,19 @@ class _Mismatch(Exception):
 
 @dataclasses.dataclass
 class _Server:
-    """One server as a trainer sees it: a connection for each thread that waits for an example."""
+    """One server as a trainer sees it: a connection for each thread that waits for an example.
+
+    Attributes:
+      cores: how many examples it makes at once; while it is not there, how many this host makes in its stead.
+      asked: how many are being made now.
+    """
 
     address: str
     agreement: dict[str, object]
     retry_seconds: float
-    cores: int = 0
+    cores: int = dataclasses.field(default_factory=entry.cores)
     there: bool = True
+    asked: int = 0
     idle: list[socket.socket] = dataclasses.field(default_factory=list)
     _lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
 
@@ -132,9 +138,10 @@ class _Server:
             line = link.makefile('rb', buffering=0).readline(_LONGEST_GREETING)
             if not line:
                 raise ConnectionError('it ends the connection')
-            self.cores, theirs = _read_greeting(line)
+            cores, theirs = _read_greeting(line)
             if theirs != self.agreement:
                 raise _Mismatch(f'it makes other examples: {_difference(theirs, self.agreement)}')
+            self.cores = cores
             link.settimeout(_EXAMPLE_SECONDS)
             link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             return link
@@ -165,7 +172,7 @@ class _Server:
         with self._lock:
             if not self.there:
                 return
-            self.there = False
+            self.there, self.cores = False, entry.cores()
         while self.idle:
             self.idle.pop().close()
         entry.complain(
@@ -193,22 +200,36 @@ class Servers:
 
     servers: list[_Server]
     in_flight: int
+    _choosing: threading.Lock = dataclasses.field(default_factory=threading.Lock)
 
     def fetch(self, position: int, make: Make, specification: Specification) -> tuple[np.ndarray, ...]:
-        """What `make(position)` returns, from the server whose turn it is, or made here if that is gone."""
-        server = self.servers[position % len(self.servers)]
-        if server.there:
-            sizes = [dtype.itemsize * math.prod(shape) for dtype, shape in specification]
-            try:
-                received = server.example(position, sum(sizes))
-            except (OSError, _Mismatch) as error:
-                server.lose(error)
-            else:
-                parts = np.split(received, np.cumsum(sizes)[:-1])
-                return tuple(
-                    part.view(dtype).reshape(shape) for part, (dtype, shape) in zip(parts, specification, strict=True)
-                )
-        return make(position)
+        """What `make(position)` returns, from a server, or made here if that is gone."""
+        with self._least_busy() as server:
+            if server.there:
+                sizes = [dtype.itemsize * math.prod(shape) for dtype, shape in specification]
+                try:
+                    received = server.example(position, sum(sizes))
+                except (OSError, _Mismatch) as error:
+                    server.lose(error)
+                else:
+                    parts = np.split(received, np.cumsum(sizes)[:-1])
+                    return tuple(
+                        part.view(dtype).reshape(shape)
+                        for part, (dtype, shape) in zip(parts, specification, strict=True)
+                    )
+            return make(position)
+
+    @contextlib.contextmanager
+    def _least_busy(self) -> Iterator[_Server]:
+        """The server that makes the fewest examples for its cores; so one that is slower is asked for fewer."""
+        with self._choosing:
+            server = min(self.servers, key=lambda server: server.asked / (1 + server.cores))
+            server.asked += 1
+        try:
+            yield server
+        finally:
+            with self._choosing:
+                server.asked -= 1
 
 
 def meet(addresses: list[str], agreement: dict[str, object], *, retry_seconds: float = 60.0) -> Servers:
