@@ -21,6 +21,7 @@ import hashlib
 import io
 import json
 import os
+import socket
 import struct
 from collections.abc import Iterator
 from typing import IO
@@ -223,7 +224,8 @@ def write_atomically(path: epath.PathLike, content: str | bytes) -> None:
     """Writes a file so that, whatever happens, its name holds either the old content or all of the new."""
     path = epath.Path(path)
     content = content.encode() if isinstance(content, str) else content
-    temporary = path.parent / f'.{path.name}.{os.getpid()}.tmp'
+    process = f'{socket.gethostname()}.{os.getpid()}'  # other hosts have processes of the same number
+    temporary = path.parent / f'.{path.name}.{process}.tmp'
     with temporary.open('wb') as file:
         file.write(content)
         sync(file, path)

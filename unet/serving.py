@@ -151,10 +151,11 @@ class _Server:
 
     def example(self, position: int, size: int) -> np.ndarray:
         """uint8 [size]: what it answers; raises OSError or _Mismatch if it does not."""
-        try:
-            link = self.idle.pop()
-        except IndexError:
-            link = self.connect()
+        with contextlib.suppress(IndexError, OSError):  # no link is idle, or it broke when the server was restarted
+            return self._ask(self.idle.pop(), position, size)
+        return self._ask(self.connect(), position, size)
+
+    def _ask(self, link: socket.socket, position: int, size: int) -> np.ndarray:
         try:
             link.sendall(_POSITION.pack(position))
             (announced,) = _SIZE.unpack(_receive(link, _SIZE.size))
