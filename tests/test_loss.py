@@ -105,6 +105,15 @@ def test_certain_and_wrong_stays_finite(name):
     assert np.isfinite(float(value)) and np.isfinite(tape.gradient(value, logits)).all()
 
 
+@pytest.mark.parametrize('gamma', [0.0, 0.5, 2.0])
+def test_focal_loss_has_a_slope_where_the_network_is_sure(gamma):
+    ((_, numerator, _),) = loss.make_losses(dict.fromkeys(loss.NAMES, 0.0) | {'focal': 1.0}, focal_gamma=gamma)
+    logits = tf.Variable(tf.one_hot([[[0, 1, 2]]], CLASSES) * 200)  # where 1 - p is 0 in float32
+    with tf.GradientTape() as tape:
+        value = numerator(logits, tf.constant([[[0, 1, 3]]]))
+    assert float(value) == pytest.approx(200) and np.isfinite(tape.gradient(value, logits)).all()
+
+
 def test_balanced_weights_raise_rare_classes_and_average_to_one():
     pixels = [9000, 900, 100]
     weights = loss.balanced_class_weights(pixels)

@@ -26,6 +26,8 @@ from data_prep.labels import IGNORED
 Numerator = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 Denominator = Callable[[tf.Tensor, tf.DType], tf.Tensor]
 
+_LEAST_DOUBT = 1e-12  # 1 - p, in the focal loss
+
 NAMES = ('cross_entropy', 'focal', 'hard_pixels', 'dice')
 
 
@@ -57,7 +59,9 @@ def make_losses(
 
     def focal(logits, target):
         losses = pixel_losses(logits, target)
-        return tf.reduce_sum((1 - tf.exp(-losses)) ** focal_gamma * losses)
+        # Above 0, where a power below 1 has no slope: 1 - p is exactly 0 where the network is sure.
+        doubt = tf.maximum(-tf.math.expm1(-losses), tf.cast(_LEAST_DOUBT, losses.dtype))
+        return tf.reduce_sum(doubt**focal_gamma * losses)
 
     def hard_pixels(logits, target):
         return _hard_pixels(pixel_losses(logits, target), target != IGNORED, hard_threshold, hard_least)
@@ -75,12 +79,13 @@ def make_losses(
 
 def pixel_losses(logits: tf.Tensor, target: tf.Tensor, label_smoothing: float = 0.0) -> tf.Tensor:
     """Cross entropy of each pixel, [batch, h, w]; 0 where the target is 255."""
-    valid = target != IGNORED
-    losses = tf.nn.sparse_softmax_cross_entropy_with_logits(tf.where(valid, target, 0), logits)
-    if label_smoothing:
-        of_all_classes = tf.reduce_logsumexp(logits, -1) - tf.reduce_mean(logits, -1)
-        losses = (1 - label_smoothing) * losses + label_smoothing * of_all_classes
-    return tf.where(valid, losses, tf.zeros_like(losses))
+    classes = logits.shape[-1]
+    others = label_smoothing / classes
+    # In deterministic mode the op that takes class numbers has a gradient that scatters pixel by pixel, which XLA does
+    # one after the other on a GPU.
+    truth = tf.one_hot(target, classes, 1 - label_smoothing + others, others, dtype=logits.dtype)
+    losses = tf.nn.softmax_cross_entropy_with_logits(truth, logits)
+    return tf.where(target != IGNORED, losses, tf.zeros_like(losses))
 
 
 def _valid_weight(target: tf.Tensor, class_weights: tuple[float, ...], dtype: tf.DType) -> tf.Tensor:
@@ -130,7 +135,7 @@ def balanced_class_weights(pixels: list[int]) -> tuple[float, ...]:
 
     Source: https://arxiv.org/abs/1606.02147, section 5.1.
     """
-    total = max(sum(pixels), 1)
+    total = sum(pixels)
     raw = [1 / math.log(1.02 + count / total) for count in pixels]
     mean = sum(weight * count for weight, count in zip(raw, pixels, strict=True)) / total
     return tuple(weight / mean for weight in raw)
