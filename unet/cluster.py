@@ -57,7 +57,8 @@ def workers(environ: dict[str, str]) -> Workers:
     if len(addresses) == 1:
         return ALONE
     for address in addresses:
-        if not re.fullmatch(r'.+:\d+', address) or addresses.count(address) > 1:
+        port = address.rpartition(':')[2]
+        if not re.fullmatch(r'.+:\d+', address) or not 0 < int(port) < 1 << 16 or addresses.count(address) > 1:
             raise _contradiction(f'{source}: {address!r} must be host:port and occur once')
     if not 0 <= rank < len(addresses):
         raise _contradiction(f'rank {rank} of {len(addresses)} workers ({source})')
@@ -167,8 +168,14 @@ def _multi_worker_strategy(workers: Workers, peer_seconds: float) -> tf.distribu
     resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
         tf.train.ClusterSpec({'worker': workers.addresses}), task_type='worker', task_id=workers.rank, rpc_layer='grpc'
     )
+    # Left to itself TensorFlow takes the ring, through the hosts' memory, for GPUs too.
+    kinds = tf.distribute.experimental.CommunicationImplementation
+    kind = kinds.NCCL if tf.config.list_physical_devices('GPU') else kinds.RING
     try:
-        return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
+        return tf.distribute.MultiWorkerMirroredStrategy(
+            cluster_resolver=resolver,
+            communication_options=tf.distribute.experimental.CommunicationOptions(implementation=kind),
+        )
     except tf.errors.OpError as error:
         raise entry.Failure(
             entry.PEER_LOST, f'TensorFlow could not join the workers: {error.message.splitlines()[0]}. Run it again.'

@@ -91,6 +91,7 @@ def _evaluate(config, split, looks: dict, scored: bool, instance_files: dict | N
         until_the_end.enter_context(peers.one_voice(group))
         group.agree(f'the split {split.name}', split.digest(), 'give all ranks the same records')
         strategy = cluster.make_strategy(runtime.virtual_devices, workers, peer_seconds=runtime.peer_seconds)
+        group.agree('the number of devices', strategy.num_replicas_in_sync, 'give all hosts equally many GPUs')
         stop.listen()
         with strategy.scope():
             config, table, network, path = from_config.trained(_WORKDIR.value, _CHECKPOINT.value)

@@ -108,6 +108,10 @@ def losses(config: ConfigDict, table: labels.Table, class_pixels: np.ndarray | N
                 'config.loss.balanced needs the manifest that data_prep.build_tfrecords writes; this record folder has '
                 'none. Give config.loss.class_weights, or build the folder with it.',
             )
+        if not class_pixels[ids].any():
+            raise entry.Failure(
+                entry.BAD_DATA, f'config.loss.balanced: no pixel of {config.data.train_splits} has a class that counts'
+            )
         weights = loss.balanced_class_weights(class_pixels[ids].tolist())
     if weights and len(weights) != len(ids):
         raise entry.Failure(
@@ -184,7 +188,7 @@ def fitting_microbatches(config: ConfigDict, table: labels.Table, group: peers.P
         tried.runtime.jit_compile = 'on' if compiled else 'off'
         noise = noise_batch(tried, tried.global_batch // replicas)
         batch = {name: tf.constant(values) for name, values in noise.items()}
-        net = network(tried, table, replicas=1)
+        net = network(tried, table, replicas=replicas)  # with the normalisation of so many, which takes more memory
         state = train_state(tried, net)
         tf.function(replica_step(tried, net, state, table, 1, class_pixels))(batch, tf.constant(0.0))
 
@@ -228,9 +232,14 @@ def cache_settings(config: ConfigDict) -> dict[str, object]:
 
 
 def train_batches(
-    config: ConfigDict, reader: input_pipeline.Reader, positions: Callable[[int], range], *, first: int, last: int
+    config: ConfigDict,
+    reader: input_pipeline.Reader,
+    positions: Callable[[int], range],
+    *,
+    first: int,
+    last: int | None = None,
 ) -> tf.data.Dataset:
-    """The training batches `first` to before `last`, see `input_pipeline.train_batches`.
+    """The training batches from `first` on, see `input_pipeline.train_batches`.
 
     Raises:
       Failure: BAD_CONFIG if a server makes other examples; NO_STORAGE if the cache has no room.
@@ -262,7 +271,7 @@ def distributed_batches(
         return input_pipeline.replica_positions(done, config.global_batch, replicas, workers.rank * local + replica)
 
     return strategy.distribute_datasets_from_function(
-        lambda _: train_batches(config, reader, positions, first=first_step * local, last=config.num_steps * local)
+        lambda _: train_batches(config, reader, positions, first=first_step * local)
     )
 
 

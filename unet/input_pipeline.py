@@ -179,7 +179,7 @@ def train_batches(
     *,
     positions: Callable[[int], range],
     first: int,
-    last: int,
+    last: int | None = None,
     crop: tuple[int, int],
     dropout: float = 0.0,
     dropout_channels: int = 0,
@@ -191,7 +191,8 @@ def train_batches(
     Args:
       reader: of the training split.
       positions: batch number -> the positions in that batch, for batches from 0; all batches have one size.
-      first, last: the batches from `first` to before `last` are made; those before are not even read.
+      first, last: the batches from `first` to before `last` are made; those before are not even read. None: without
+        end. Over several workers only that has no hidden all-reduce per batch, which asks whether all have one.
       crop, dropout, dropout_channels, **settings: see `example_maker`.
       servers: have the examples made by them; None: here.
 
@@ -216,7 +217,9 @@ def train_batches(
         return {name: tf.ensure_shape(part, shape) for (name, (_, shape)), part in made}
 
     in_flight = servers.in_flight if servers else tf.data.AUTOTUNE
-    dataset = tf.data.Dataset.range(first * batch, last * batch)
+    dataset = (
+        tf.data.Dataset.counter(first * batch) if last is None else tf.data.Dataset.range(first * batch, last * batch)
+    )
     dataset = dataset.map(example_of, num_parallel_calls=in_flight, deterministic=True)
     dataset = dataset.batch(batch, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
     if servers:  # a thread waits for each example in flight, and there are more of them than cores here

@@ -80,11 +80,13 @@ def find_microbatches(
             continue
         tried = config.copy_and_resolve_references()
         tried.runtime.microbatches = parts
+        forget_gpu_peak()
         try:
             try_step(tried)
         except tf.errors.ResourceExhaustedError:
             continue
-        return parts
+        if gpu_peak_bytes() <= memory or parts == share:  # batches, sums over devices and evaluations come on top
+            return parts
     raise entry.Failure(
         entry.BAD_CONFIG,
         f'not even one image of {"x".join(map(str, config.data.crop))} at a time fits {memory / 2**30:.1f} GiB: set '

@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator
 from launch import entry
 from unet import stopping
 
+_ERRORS_OF_A_LOSS = ('AbortedError', 'CancelledError', 'DeadlineExceededError', 'UnavailableError')  # TensorFlow's
 _LEAVE_BY_ITSELF = 10  # seconds that the main thread has to end the run after a loss, before it is ended
 
 
@@ -93,12 +94,20 @@ class Peers:
             raise entry.Failure(entry.BAD_CONFIG, f'{what} differs between {self.name(0)} and {others}: {remedy}')
 
     def explain(self, error: Exception) -> None:
-        """Raises Failure, as gather, if `error`, from TensorFlow, is due to a loss that becomes known now."""
-        deadline = time.monotonic() + min(self._silence, _LEAVE_BY_ITSELF / 2)
+        """Raises Failure, as gather, if `error`, from TensorFlow, is due to a loss, which may become known only now.
+
+        A host that lost its power says nothing, and TensorFlow may give it up long before `peer_seconds` are over.
+        """
+        of_a_loss = type(error).__name__ in _ERRORS_OF_A_LOSS
+        deadline = time.monotonic() + (self._silence if of_a_loss else 0) + _LEAVE_BY_ITSELF / 2
         while self._links and not self._loss and time.monotonic() < deadline:
             time.sleep(0.05)
         if self._loss:
             raise self._loss from error
+        if self._links and of_a_loss:
+            raise entry.Failure(
+                entry.PEER_LOST, f'a worker was lost, {error.message.splitlines()[0][:200]}. Start all of them again.'
+            ) from error
 
     def _receive(self, other: int) -> dict:
         while True:

@@ -251,7 +251,9 @@ def make_train_steps(strategy: tf.distribute.Strategy, replica_step: Callable, *
             with tf.control_dependencies([waited]):  # one thread alone would else take the step first
                 batch = tf.nest.map_structure(_where_it_is, batch, expand_composites=True)
             row = strategy.run(replica_step, args=(batch, stop))
-            rows = rows.write(i, tf.concat([strategy.experimental_local_results(row)[0], waited[None]], 0))
+            with tf.device('CPU'):  # where it arrives once a GPU is done with the step
+                row = tf.concat([strategy.experimental_local_results(row)[0], waited[None]], 0)
+            rows = rows.write(i, row)
         return rows.stack()
 
     return train_steps
