@@ -180,6 +180,7 @@ _AT_LEAST = {
     'runtime.peer_seconds': 1,
 }
 _AT_MOST = {
+    'seed': 2**32 - 1,
     'data.flip': 1,
     'data.contrast': 1,
     'data.saturation': 1,
@@ -232,6 +233,9 @@ def validate(config: ConfigDict) -> list[str]:
         problems.append(f'config.data.scale={scale}: must be (smallest, largest), both above 0')
     if not any(fields[f'loss.{name}'] > 0 for name in ('cross_entropy', 'focal', 'hard_pixels', 'dice')):
         problems.append('config.loss: give at least one loss a weight above 0')
+    weights = fields['loss.class_weights']
+    if weights and not (min(weights) >= 0 < max(weights)):
+        problems.append(f'config.loss.class_weights={weights}: none may be below 0, and not all of them 0')
     profiled = fields['profile.steps']
     if not _two_integers(profiled) or not 0 <= profiled[0] <= profiled[1]:
         problems.append(f'config.profile.steps={profiled}: must be (after this step, up to this step)')

@@ -50,6 +50,9 @@ def test_the_blog_posts_setting():
         ('data.train_splits', (1,), 'names in quotes'),
         ('profile.steps', (2, 50_000), 'ends at step 40000'),
         ('precision', 'fp16', 'float16'),
+        ('seed', 2**32, 'at most 4294967295'),
+        ('loss.class_weights', (0.0, 0.0), 'not all of them 0'),
+        ('loss.class_weights', (2.0, -1.0), 'below 0'),
     ],
 )
 def test_what_cannot_work_is_named(field, value, text):

@@ -151,6 +151,23 @@ def test_what_a_run_cannot_go_on_with_leaves_it_as_it_was(tmp_path, data_dir):
     assert below.returncode == entry.BAD_USAGE and 'config.json is no folder' in below.stderr
 
 
+def test_an_evaluation_that_fails_loses_no_step(tmp_path):
+    image, label = tiny.scene((40, 56), seed=1)
+    label[:8] = 200  # in no label table
+    folder = tiny.write_folder(tmp_path / 'records', train=tiny.scenes(4), validation=[(image, label)])
+    done = tiny.run(tiny.train_command(tmp_path / 'run', folder, checkpoint__every_steps=12))
+    assert done.returncode == entry.BAD_DATA and 'label ids of 34 and above' in done.stderr, done.stderr
+    assert (tmp_path / 'run/checkpoints/ckpt-6.index').exists()
+
+
+def test_a_split_without_labels_is_refused_before_the_first_step(tmp_path):
+    folder = tmp_path / 'records'
+    tiny.write_folder(folder, labelled=False, train=tiny.scenes(4), validation=tiny.scenes(2))
+    done = tiny.run(tiny.train_command(tmp_path / 'run', folder))
+    assert done.returncode == entry.BAD_DATA and 'train (train_000, ...)' in done.stderr, done.stderr
+    assert not (tmp_path / 'run').exists()
+
+
 def test_metrics_without_room_are_no_matter_of_the_devices_memory(tmp_path):
     code = """
 import resource, sys

@@ -1,6 +1,6 @@
 """What can be known to go wrong before the first step, one line per check.
 
-for check in checks.before_training(config, run, data_dir, split, table, strategy):
+for check in checks.before_training(config, run, data_dir, split, eval_split, table, strategy):
     print(check)
 """
 
@@ -48,6 +48,7 @@ def before_training(
     run: str,
     data_dir: str,
     split: records.Split,
+    eval_split: records.Split,
     table: labels.Table,
     strategy: tf.distribute.Strategy,
 ) -> Iterator[Check]:
@@ -57,13 +58,14 @@ def before_training(
       config: a valid one.
       run: the workdir.
       data_dir: the record folder.
-      split: what is trained on, of that folder.
+      split, eval_split: what is trained on and what is scored, of that folder.
       table: its label table.
       strategy: of the run.
     """
     replicas = strategy.num_replicas_in_sync
     yield _versions()
     yield _data(data_dir)
+    yield _labelled(split, eval_split)
     yield _workers(split, cluster.place(strategy)[1])
     yield _crop(config, split)
     yield batch(config, replicas)
@@ -97,6 +99,17 @@ def _data(data_dir: str) -> Check:
         not problems,
         '; '.join(problems[:4]) or sizes + ('' if manifest else ' (by TFDS, without a manifest)'),
         'python -m data_prep.verify_tfrecords finds out what is wrong.',
+        entry.BAD_DATA,
+    )
+
+
+def _labelled(*splits: records.Split) -> Check:
+    bare = [f'{s.name} ({s.image_ids[int(np.argmin(s.labelled))]}, ...)' for s in splits if not s.labelled.all()]
+    return Check(
+        'labels',
+        not bare,
+        f'none of images of {", ".join(bare)}' if bare else 'of every image',
+        'Name splits with labels in config.data.train_splits and config.data.eval_split.',
         entry.BAD_DATA,
     )
 

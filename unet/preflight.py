@@ -66,9 +66,10 @@ def main() -> int:
         train.agree(group, config, [split, eval_split])
         tell(checks.Check('agreement', True, 'code, config and data are the same on all workers'))
         strategy = cluster.make_strategy(runtime.virtual_devices, workers, peer_seconds=runtime.peer_seconds)
+        group.agree('the number of devices', strategy.num_replicas_in_sync, 'give all hosts equally many GPUs')
         devices = f'{strategy.num_replicas_in_sync} {"GPU" if entry.visible_gpus() else "CPU"} device(s)'
         tell(checks.Check('devices', True, f'{devices}; the driver shows {len(entry.visible_gpus())} GPU(s) here'))
-        ours = list(checks.before_training(config, run, _DATA_DIR.value, split, table, strategy))
+        ours = list(checks.before_training(config, run, _DATA_DIR.value, split, eval_split, table, strategy))
         for rank, theirs in enumerate(group.gather([dataclasses.asdict(check) for check in ours])):
             for check in map(lambda fields: checks.Check(**fields), theirs):
                 if rank == 0 or not check.passed:

@@ -87,7 +87,8 @@ def train_and_evaluate(
         stop.listen()
         stop.check()
         replicas = strategy.num_replicas_in_sync
-        checks.refuse(checks.before_training(config, run, data_dir, train_split, table, strategy))
+        group.agree('the number of devices', replicas, 'give all hosts equally many GPUs')
+        checks.refuse(checks.before_training(config, run, data_dir, train_split, eval_split, table, strategy))
         if chief:
             until_the_end.enter_context(workdir.lease(run, check=stop.check))
         if runtime.microbatches == 0:
@@ -224,6 +225,13 @@ def _loop(
     def due(interval: int) -> bool:
         return done > 0 and (done % interval == 0 or done == config.num_steps)
 
+    def save() -> None:
+        nonlocal saved
+        if chief and done > saved:
+            folder = os.path.join(run, workdir.CHECKPOINTS)
+            checkpoint.save(folder, contents, step=done, keep=config.checkpoint.keep)
+        saved = done
+
     with console.Progress(config.num_steps, done, config.global_batch) as progress:
         while True:
             if alone:
@@ -234,6 +242,9 @@ def _loop(
                     scores, pictures = evaluate(done, progress, stall)
                 except scoring.Interrupted:
                     stopping_now = True
+                except Exception:
+                    save()  # what has been learnt is good
+                    raise
                 else:
                     state.evaluated.assign(done)
                     best = scores[config.eval.best_metric] > state.best.numpy()
@@ -246,11 +257,8 @@ def _loop(
                         if pictures:
                             file = os.path.join(run, 'pictures', f'step-{done:06d}.png')
                             visualize.save(pictures['eval/pictures'], file)
-            if (due(config.checkpoint.every_steps) or stopping_now) and done > saved:
-                if chief:
-                    folder = os.path.join(run, workdir.CHECKPOINTS)
-                    checkpoint.save(folder, contents, step=done, keep=config.checkpoint.keep)
-                saved = done
+            if due(config.checkpoint.every_steps) or stopping_now:
+                save()
             if done in profiled:
                 profiling = _profile(run, start=done == profiled[0], profiling=profiling)
             stall.progress()
@@ -350,22 +358,30 @@ def _evaluate(
         stall.progress()
 
     started = time.monotonic()
-    with averaged():
-        confusion = scoring.confusion_of_split(
-            strategy,
-            predict,
-            split,
-            num_ids=labels.num_ids(table),
-            batch=config.eval.batch,
-            jit_compile=jit_compile,
-            tick=tick,
-            stop=lambda: bool(stop),
-        )
-        seconds, pictures = time.monotonic() - started, {}
-        if draw and config.eval.pictures:
-            chosen = np.linspace(0, len(split) - 1, min(config.eval.pictures, len(split))).astype(int)
-            pictures['eval/pictures'] = visualize.rows_of_examples(predict, split, chosen, table)
-            pictures['eval/confusion'] = heatmap.draw(confusion, labels.classes(table), f'step {done}')
+    try:
+        with averaged():
+            confusion = scoring.confusion_of_split(
+                strategy,
+                predict,
+                split,
+                num_ids=labels.num_ids(table),
+                batch=config.eval.batch,
+                jit_compile=jit_compile,
+                tick=tick,
+                stop=lambda: bool(stop),
+            )
+            seconds, pictures = time.monotonic() - started, {}
+            if draw and config.eval.pictures:
+                chosen = np.linspace(0, len(split) - 1, min(config.eval.pictures, len(split))).astype(int)
+                pictures['eval/pictures'] = visualize.rows_of_examples(predict, split, chosen, table)
+                pictures['eval/confusion'] = heatmap.draw(confusion, labels.classes(table), f'step {done}')
+    except tf.errors.ResourceExhaustedError as error:
+        raise entry.Failure(
+            entry.BAD_CONFIG,
+            f'a device is out of memory evaluating {config.eval.batch} whole images at a time '
+            f'({error.message.splitlines()[0][:200]}). Lower config.eval.batch or config.eval.pictures, or set '
+            'config.eval.resize. The same command goes on from this step.',
+        ) from error
     scores = metrics.scores(confusion, table) | {'time/eval_images_per_second': len(split) / seconds}
     progress.say(f'step {done}/{config.num_steps}  {console.headline(scores, len(split))}')
     return scores, pictures

@@ -12,6 +12,7 @@ from unet import examples
 
 _OPACITY = 0.5  # of the colours in an overlay
 _GAP = 4  # pixels between pictures
+_ROW_WIDTH = 640  # pixels of a picture in a row of pictures, at the most
 
 
 def colorize(label_ids: np.ndarray, table: labels.Table) -> np.ndarray:
@@ -67,12 +68,17 @@ def with_legend(picture: np.ndarray, label_ids: np.ndarray, table: labels.Table)
 def rows_of_examples(
     predict: Callable[[np.ndarray], np.ndarray], split: records.Split, chosen: Sequence[int], table: labels.Table
 ) -> np.ndarray:
-    """Some examples of a split as rows of image, truth and prediction, with a legend: uint8 [h, w, 3]."""
+    """Some examples of a split as rows of image, truth and prediction, with a legend: uint8 [h, w, 3].
+
+    Large ones are shown at every second pixel, every third, ...
+    """
     rows, seen = [], []
     for number in chosen:
         image, truth = examples.read(split, int(number))
         prediction = np.asarray(predict(image[None]))[0]
-        rows.append(side_by_side(image, colorize(truth, table), colorize(prediction, table)))
+        every = -(-image.shape[1] // _ROW_WIDTH)
+        shown = image, colorize(truth, table), colorize(prediction, table)
+        rows.append(side_by_side(*(picture[::every, ::every] for picture in shown)))
         seen += [np.unique(truth), np.unique(prediction)]
     return with_legend(stacked(rows), np.concatenate(seen), table)
 
