@@ -16,6 +16,7 @@ import ctypes
 import errno
 import functools
 import glob
+import io
 import os
 import pathlib
 import sys
@@ -70,6 +71,30 @@ def run(main: Callable[..., int | None], *, forwards: bool = False) -> NoReturn:
     call = functools.partial(main, rest) if forwards else main
     parser = functools.partial(_parse_flags, forwards=forwards and not rest)
     app.run(lambda _: _exit(_status_of(call)), argv=argv, flags_parser=parser)
+
+
+class _Lossy(io.FileIO):
+    """A file that drops what it cannot write."""
+
+    def write(self, content) -> int:
+        try:
+            return super().write(content)
+        except OSError:
+            return len(content)
+
+
+def outlive_readers() -> None:
+    """For long work: from here on, what stdout and stderr cannot take is lost, and nothing else.
+
+    Their reader may be gone (tee, a pager, a terminal) or their disk be full; the work goes on. A program that is done
+    once nobody reads it leaves this out: `run` ends it quietly then.
+    """
+    for name in ('stdout', 'stderr'):
+        stream = getattr(sys, name)
+        stream.flush()
+        raw = _Lossy(stream.fileno(), 'w', closefd=False)
+        lossy = io.TextIOWrapper(io.BufferedWriter(raw), stream.encoding, stream.errors, line_buffering=True)
+        setattr(sys, name, lossy)
 
 
 def cores() -> int:
@@ -205,6 +230,8 @@ def _status_of(main: Callable[[], int | None]) -> int:
         complain('stopped; run the same command again')
         return STOPPED
     except BrokenPipeError:  # the reader of our output (head, less) has gone
+        if sys.stdout is not sys.__stdout__:  # and is outlived: it was another pipe, or a connection
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
     except OSError as error:
@@ -219,5 +246,6 @@ def _status_of(main: Callable[[], int | None]) -> int:
 def complain(message: str) -> None:
     """Prints a line to stderr, after the program's name."""
     path = pathlib.Path(sys.argv[0])
-    sys.stdout.flush()
+    with contextlib.suppress(OSError):  # whatever has become of stdout
+        sys.stdout.flush()
     print(f'{path.parent.name}.{path.stem}: {message}', file=sys.stderr, flush=True)

@@ -26,8 +26,10 @@ from typing import IO
 
 from absl import flags
 
+from configs import default
+from data_prep import records
 from launch import entry, record
-from launch.command import check, overall_status
+from launch.command import WITH_CONFIG, check, overall_status, read_config
 
 _WORKERS = flags.DEFINE_integer('workers', 2, 'Number of worker processes.', lower_bound=1)
 _DEVICES = flags.DEFINE_integer(
@@ -52,7 +54,7 @@ _LOG = 'output.log'  # locked by the launcher as long as it lives
 _ENDED = 'status'  # its exit status
 
 _LEAVE_ALONE = 20  # seconds in which workers may end by themselves after one has failed
-_KILL_AFTER = 40  # seconds from the request to stop to SIGKILL
+_END_BY_ITSELF = 15  # seconds in which a worker must be gone once its own time to stop is over
 
 
 def environments(workers: int, devices_per_worker: int, gpus: list[str]) -> list[dict[str, str]]:
@@ -110,6 +112,12 @@ def core_shares(workers: int, cores_per_worker: int) -> list[set[int]]:
     return [set(cores[rank * cores_per_worker : (rank + 1) * cores_per_worker]) for rank in range(workers)]
 
 
+def kill_after(module: str, arguments: list[str]) -> float:
+    """Seconds from the request to stop to SIGKILL: those that the program's config allows, and some more."""
+    config = read_config(arguments) if module in WITH_CONFIG else default.get_config()
+    return config.runtime.grace_seconds + _END_BY_ITSELF
+
+
 def main(arguments: list[str]) -> int:
     if _STATUS.value or _FOLLOW.value or _CANCEL.value:
         if not _WORKDIR.value:
@@ -126,10 +134,12 @@ def main(arguments: list[str]) -> int:
         command.append(f'--config.runtime.virtual_devices={_DEVICES.value}')
     environs = environments(_WORKERS.value, _DEVICES.value, gpus)
     cores = core_shares(_WORKERS.value, _CORES.value)
+    kill_seconds = kill_after(_MODULE.value, arguments)
     if _DRY_RUN.value:
         for environ in environs:
             print(*(f'{name}={shlex.quote(value)}' for name, value in environ.items()), shlex.join(command))
         return entry.OK
+    entry.outlive_readers()
     stop_asked = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop_asked.set())
@@ -148,12 +158,13 @@ def main(arguments: list[str]) -> int:
             )
             readers.append(threading.Thread(target=_prefix_lines, args=(rank, workers[-1], log), daemon=True))
             readers[-1].start()
-        statuses = _wait(workers, stop_asked)
+        statuses = _wait(workers, stop_asked, kill_seconds)
         for reader in readers:
             reader.join()
         status = overall_status(statuses)
         if log:
-            pathlib.Path(log.name).with_name(_ENDED).write_text(f'{status}\n')
+            with contextlib.suppress(OSError):  # a full disk must not replace the workers' status
+                records.write_atomically(pathlib.Path(log.name).with_name(_ENDED), f'{status}\n')
         return status
 
 
@@ -202,10 +213,10 @@ def _is_locked(file: IO[bytes]) -> bool:
     return False
 
 
-def _wait(workers: list[subprocess.Popen], stop_asked: threading.Event) -> list[int]:
+def _wait(workers: list[subprocess.Popen], stop_asked: threading.Event, kill_seconds: float) -> list[int]:
     """Exit statuses of all workers, once all have ended; one that fails or a request to stop ends the others.
 
-    Those that had to be killed then count as lost.
+    Those that had to be killed, `kill_seconds` after they were asked to stop, count as lost.
     """
     failed_at = asked_at = None
     killed = []
@@ -217,7 +228,7 @@ def _wait(workers: list[subprocess.Popen], stop_asked: threading.Event) -> list[
             asked_at = now
             _signal_all(workers, signal.SIGTERM)
             _signal_all(workers, signal.SIGCONT)  # one that is halted could not answer
-        if asked_at and now - asked_at > _KILL_AFTER:
+        if asked_at and now - asked_at > kill_seconds:
             killed += _signal_all(workers, signal.SIGKILL)
         time.sleep(0.05)
     return [
@@ -254,10 +265,11 @@ def _begin_worker(cores: set[int]) -> None:
 def _prefix_lines(rank: int, worker: subprocess.Popen, log: IO[bytes] | None) -> None:
     for line in worker.stdout:
         line = b'[%d] %s' % (rank, line)
+        with contextlib.suppress(OSError):  # a full disk: a worker whose output nobody took would stand still
+            if log:
+                log.write(line)
         sys.stdout.buffer.write(line)
         sys.stdout.buffer.flush()
-        if log:
-            log.write(line)
 
 
 if __name__ == '__main__':

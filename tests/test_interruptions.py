@@ -10,6 +10,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
@@ -78,6 +79,53 @@ def test_what_takes_too_long_is_ended_in_time(tmp_path, data_dir):
     assert done.returncode == entry.PEER_LOST, done.stderr
     assert 'config.runtime.stall_seconds=5' in done.stderr.splitlines()[-1]
     assert 'in main' in done.stderr, 'the stacks'
+
+
+@pytest.mark.parametrize('hindrance', ['no reader', 'a full pipe', 'a full pipe and a stall', 'a hanging filesystem'])
+def test_the_end_comes_whatever_hinders_it(hindrance):
+    """Python's own lock included: a pipe that blocks must not keep it."""
+    code = """
+import sys, threading, time
+from launch import entry
+from unet import stopping
+stopping._END_WITHIN = 1
+def main():
+    sys.stdin.readline()
+    if sys.argv[1] == 'a full pipe and a stall':
+        with stopping.Stall(stall_seconds=0.2):
+            time.sleep(60)
+    with stopping.cleaned(lambda: time.sleep(60 * (sys.argv[1] == 'a hanging filesystem'))):
+        threading.Thread(target=stopping.end_process, args=(entry.PEER_LOST, 'rank 1 is gone'), daemon=True).start()
+        time.sleep(60)
+main()
+"""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with contextlib.suppress(BlockingIOError):
+        while hindrance.startswith('a full pipe'):
+            os.write(writer, bytes(4096))
+    os.set_blocking(writer, True)
+    process = subprocess.Popen(
+        [sys.executable, '-c', code, hindrance], cwd=tiny.ROOT, stdin=subprocess.PIPE, stdout=writer, stderr=writer
+    )
+    os.close(writer)
+    if hindrance == 'no reader':
+        os.close(reader)
+    process.communicate(b'go\n', timeout=30)
+    assert process.returncode == entry.PEER_LOST
+    if hindrance != 'no reader':
+        assert hindrance != 'a hanging filesystem' or b'rank 1 is gone' in os.read(reader, 4096)
+        os.close(reader)
+
+
+def test_a_run_outlives_the_reader_of_its_output(tmp_path, data_dir, undisturbed):
+    process = subprocess.Popen(
+        tiny.train_command(tmp_path, data_dir), cwd=tiny.ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    assert process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(300) == 0
+    assert tiny.largest_difference(tmp_path, undisturbed, step=12) == 0
 
 
 def test_a_full_disk_keeps_the_checkpoint_before(tmp_path, data_dir, undisturbed):

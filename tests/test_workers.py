@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pathlib
+import resource
 import signal
 import socket
 import subprocess
@@ -245,6 +246,49 @@ def test_local_passes_everything_on_and_its_failures_back(tmp_path):
     assert done.returncode == 65, done.stderr
     expected = str([workdir, '--x=$y "z"', '--n=1'])
     assert sorted(done.stdout.splitlines()) == [f'[0] {expected}', f'[1] {expected}']
+
+
+@pytest.mark.parametrize('trouble', ['reader gone', 'disk of stdout full', 'disk of the log full'])
+def test_local_drains_its_workers_whatever_becomes_of_their_output(tmp_path, trouble):
+    (tmp_path / 'worker.py').write_text(
+        'import sys\nsys.stdin.readline()\nfor number in range(20_000):\n  print(number, "of many")\nsys.exit(65)\n'
+    )
+    command = [sys.executable, '-m', 'launch.local', '--workers=1', '--module=worker', f'--workdir={tmp_path}']
+    with (
+        open('/dev/full', 'wb') as full,
+        subprocess.Popen(
+            command,
+            cwd=tiny.ROOT,
+            env=os.environ | {'PYTHONPATH': str(tmp_path)},
+            stdin=subprocess.PIPE,
+            stdout=full if trouble == 'disk of stdout full' else subprocess.PIPE,
+            preexec_fn=lambda: (
+                trouble == 'disk of the log full' and resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+            ),
+        ) as launcher,
+    ):
+        if trouble == 'reader gone':
+            launcher.stdout.close()
+        try:
+            shown = launcher.communicate(b'go\n', timeout=60)[0]
+        finally:
+            launcher.kill()
+    assert launcher.returncode == 65
+    logged = next(tmp_path.glob('launch/*/output.log')).read_bytes()
+    assert logged.count(b'\n') == 20_000 or len(logged) == 20_000
+    assert trouble != 'disk of the log full' or shown.count(b'\n') == 20_000
+
+
+def test_local_waits_as_long_as_the_config_says():
+    """In a process of its own, since each program has its own flags."""
+    code = """
+from launch import local
+config = ['--config=configs/default.py', '--config.runtime.grace_seconds=90']
+assert local.kill_after('unet.main', config) == local.kill_after('unet.main', config[:1]) + 90 - 25
+assert local.kill_after('unet.main', config) > 90 + 5 and local.kill_after('worker', config) > 5
+"""
+    done = tiny.run([sys.executable, '-c', code])
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_local_launch_is_looked_after_from_another_terminal(tmp_path):

@@ -22,6 +22,7 @@ _ACCEPT_CONFIG_CHANGE = flags.DEFINE_bool(
 
 
 def main() -> None:
+    entry.outlive_readers()
     config = config_flag.checked()
     workdir = _WORKDIR.value or os.path.join('runs', config_flag.name())
     with stopping.StopRequest(config.runtime.grace_seconds) as stop:

@@ -11,17 +11,19 @@ ends the process itself.
 """
 
 import contextlib
-import faulthandler
 import os
 import signal
 import socket
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 from launch import entry
+
+_END_WITHIN = 5  # seconds in which a process that is to end may say so and clean up
 
 _cleanups: list[Callable[[], None]] = []
 
@@ -37,13 +39,39 @@ def cleaned(cleanup: Callable[[], None]) -> Iterator[None]:
         cleanup()
 
 
-def end_process(status: int, message: str) -> NoReturn:
-    """Ends this process at once, from any thread, with a line and an exit status."""
-    entry.complain(message)
+def end_process(status: int, message: str, *, with_stacks: bool = False) -> NoReturn:
+    """Ends this process at once, from any thread, with a line and an exit status.
+
+    It ends within 5 s even if the line blocks, since nobody reads a full pipe, or the cleaning up, since a filesystem
+    hangs.
+
+    Args:
+      status: exit status.
+      message: the line.
+      with_stacks: before the line, show where each thread is.
+    """
+    limit = threading.Timer(_END_WITHIN, os._exit, [status])
+    limit.daemon = True
+    with contextlib.suppress(RuntimeError):  # no further thread can be had: without a limit, then
+        limit.start()
+    with contextlib.suppress(OSError):
+        if with_stacks:
+            print(_stacks(), file=sys.stderr, flush=True)
+        entry.complain(message)
     for cleanup in reversed(_cleanups):
         with contextlib.suppress(OSError):
             cleanup()
     os._exit(status)
+
+
+def _stacks() -> str:
+    """Where each thread is. Not by faulthandler: it writes with Python's lock held, so that a pipe that blocks it would
+    block every other thread."""
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    return '\n'.join(
+        f'{names.get(number, number)}:\n' + ''.join(traceback.format_stack(frame))
+        for number, frame in sys._current_frames().items()
+    )
 
 
 class StopRequest:
@@ -123,9 +151,9 @@ class Stall:
     def _watch(self) -> None:
         while not self._left.wait(min(1.0, self._stall_seconds / 4)):
             if time.monotonic() - self._latest > self._stall_seconds:
-                faulthandler.dump_traceback(sys.__stderr__)
                 end_process(
                     entry.PEER_LOST,
                     f'no step completed for config.runtime.stall_seconds={self._stall_seconds:g}; the stacks above '
                     'show where. The same command goes on from the last checkpoint.',
+                    with_stacks=True,
                 )

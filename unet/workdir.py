@@ -13,6 +13,7 @@ import math
 import os
 import pathlib
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -50,7 +51,8 @@ def lease(workdir: str, check: Callable[[], None] = lambda: None) -> Iterator[No
     """Keeps a second run out of the workdir: two runs would overwrite each other's checkpoints.
 
     The lease is a file with host and process, renewed every 10 s. It no longer holds once it has not been renewed for
-    60 s, which is waited for, or as soon as its process is gone from this host.
+    60 s, which is waited for, or as soon as its process is gone from this host. A run that stood still for so long that
+    another has taken its lease ends with IN_USE.
 
     Args:
       workdir: the folder; made if it is not there.
@@ -79,16 +81,23 @@ def lease(workdir: str, check: Callable[[], None] = lambda: None) -> Iterator[No
 
     def renew():
         while not released.wait(_RENEWED_EVERY):
-            with contextlib.suppress(OSError):  # a full or slow disk must not end the run from this thread
+            with contextlib.suppress(OSError):  # a slow disk, or a lease that is moved aside, must not end the run
+                holder, _ = _look(path)
+                if holder not in (mine, {}) and not released.is_set():
+                    stopping.end_process(
+                        entry.IN_USE,
+                        f'{workdir}: taken over by {_name(holder)}, since this process had not renewed its lease for '
+                        f'{_STALE_AFTER} s. That run goes on from the last checkpoint.',
+                    )
                 os.utime(path)
 
     def release():
         released.set()
-        renewer.join()
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            if _look(path)[0] == mine:
+                path.unlink()
 
-    renewer = threading.Thread(target=renew, daemon=True)
-    renewer.start()
+    threading.Thread(target=renew, daemon=True).start()
     with stopping.cleaned(release):
         yield
 
@@ -96,35 +105,51 @@ def lease(workdir: str, check: Callable[[], None] = lambda: None) -> Iterator[No
 def _take_over(path: pathlib.Path, mine: dict, check: Callable[[], None]) -> None:
     """Removes a lease that no longer holds, having waited until that is sure."""
     try:
-        renewed = path.stat().st_mtime
-        theirs = json.loads(path.read_text())
+        seen = holder, renewed = _look(path)
+        if holder.get('host') == mine['host']:
+            if _process_start(holder['pid']) == holder['started']:
+                raise _in_use(path, holder)
+        else:
+            with tempfile.TemporaryFile(dir=path.parent) as file:  # dated by the clock that dates the lease
+                age = os.fstat(file.fileno()).st_mtime - renewed
+            left = _STALE_AFTER - max(age, 0)
+            if left > 0:
+                print(f'{path.parent} was held by {_name(holder)}: waiting {left:.0f} s for a sign of it', flush=True)
+            deadline = time.monotonic() + left
+            while time.monotonic() < deadline:
+                check()
+                time.sleep(0.5)
+                if (now := _look(path)) != seen:
+                    raise _in_use(path, now[0])
+        aside = path.with_name(f'{path.name}.{mine["host"]}.{mine["pid"]}')
+        path.rename(aside)  # of several who find it stale, one moves it; the others find none, or the lease of that one
+        if _look(aside) == seen:
+            aside.unlink()
+        else:
+            aside.rename(path)
     except FileNotFoundError:
         return
-    except ValueError:
-        theirs = {}  # written half, just now or by a process that died
-    host = theirs.get('host', 'unknown')
-    in_use = entry.Failure(
-        entry.IN_USE,
-        f'{path.parent}: in use by process {theirs.get("pid", "unknown")} on host {host}. Stop it, or pass another '
-        '--workdir.',
-    )
-    if host == mine['host']:
-        if _process_start(theirs['pid']) == theirs['started']:
-            raise in_use
-    else:
-        left = _STALE_AFTER - max(time.time() - renewed, 0)  # below 0 where the clock of a file server is ahead
-        if left > 0:
-            print(f'{path.parent} was held by a run on host {host}: waiting {left:.0f} s for a sign of it', flush=True)
-        deadline = time.monotonic() + left
-        while time.monotonic() < deadline:
-            check()
-            time.sleep(0.5)
-            try:
-                if path.stat().st_mtime != renewed:
-                    raise in_use
-            except FileNotFoundError:
-                return
-    path.unlink(missing_ok=True)
+
+
+def _look(path: pathlib.Path) -> tuple[dict, float]:
+    """Whose a lease is ({}: written half, just now or by a process that died) and when it was renewed.
+
+    The file is opened since NFS answers `stat` from memory for up to a minute. Raises FileNotFoundError.
+    """
+    with path.open() as file:
+        renewed = os.fstat(file.fileno()).st_mtime
+        try:
+            return json.load(file), renewed
+        except ValueError:
+            return {}, renewed
+
+
+def _name(holder: dict) -> str:
+    return f'process {holder.get("pid", "unknown")} on host {holder.get("host", "unknown")}'
+
+
+def _in_use(path: pathlib.Path, holder: dict) -> entry.Failure:
+    return entry.Failure(entry.IN_USE, f'{path.parent}: in use by {_name(holder)}. Stop it, or pass another --workdir.')
 
 
 def _process_start(pid: int) -> str:
@@ -253,12 +278,11 @@ def _step_of(line: str) -> float:
 
 
 def _cut_events(file: pathlib.Path, last_step: int) -> None:
-    """Rewrites an event file without the events after `last_step`."""
-    kept = []
-    try:
+    """Cuts off what comes after `last_step` in an event file, which one process wrote in the order of its steps."""
+    kept = 0  # bytes
+    with contextlib.suppress(tf.errors.DataLossError):  # the end of a file whose writer was killed
         for record in tf.data.TFRecordDataset(str(file)).as_numpy_iterator():
-            if tf.compat.v1.Event.FromString(record).step <= last_step:
-                kept.append(record)
-    except tf.errors.DataLossError:
-        pass  # the end of a file whose writer was killed
-    records.write_atomically(file, b''.join(map(records.frame, kept)))
+            if tf.compat.v1.Event.FromString(record).step > last_step:
+                break
+            kept += len(records.frame(record))
+    os.truncate(file, kept)
