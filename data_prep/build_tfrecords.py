@@ -48,6 +48,7 @@ _BEAM_ARGS = flags.DEFINE_multi_string('beam_args', [], "One of Beam's own optio
 
 
 def main() -> None:
+    entry.outlive_readers()
     engines.terminate_like_interrupt()
     if (unknown := sorted(set(_SPLITS.value) - set(sources.SPLITS))) or not _SPLITS.value:
         raise entry.Failure(

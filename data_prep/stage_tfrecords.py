@@ -34,6 +34,7 @@ _CHUNK = 1 << 22  # bytes read at a time
 
 
 def main() -> None:
+    entry.outlive_readers()
     if _TO.value is None:
         raise entry.Failure(entry.BAD_USAGE, 'pass --to, a folder on a local disk')
     target = pathlib.Path(_TO.value).absolute()

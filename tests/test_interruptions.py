@@ -160,9 +160,9 @@ def test_a_truncated_checkpoint_is_told_and_the_one_before_taken(tmp_path, data_
 
 
 def test_a_run_moves_from_four_devices_to_one(tmp_path, data_dir):
-    """And back to two: the same examples in the same order, the same weights."""
-    for workdir, moves in (('one', [(12, 0)]), ('moved', [(4, 4), (8, 0), (12, 2)])):
-        for steps, devices in moves:
+    """And on to two processes: the same examples in the same order, the same weights."""
+    for workdir, moves in (('one', [(12, 0, 1)]), ('moved', [(4, 4, 1), (8, 0, 1), (12, 0, 2)])):
+        for steps, devices, workers in moves:
             command = tiny.train_command(
                 tmp_path / workdir,
                 data_dir,
@@ -172,8 +172,8 @@ def test_a_run_moves_from_four_devices_to_one(tmp_path, data_dir):
                 optimizer__schedule='constant',
                 eval__every_steps=12,
             )
-            done = tiny.run(command)
-            assert done.returncode == 0, done.stderr
+            done = tiny.run(tiny.on_workers(workers, command) if workers > 1 else command)
+            assert done.returncode == 0, done.stdout + done.stderr
     assert tiny.largest_difference(tmp_path / 'one', tmp_path / 'moved', step=12) < 1e-9
 
 

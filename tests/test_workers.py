@@ -165,6 +165,7 @@ def test_the_environment_says_who_computes():
         ({'UNET_WORKERS': 'a:1,b:2', 'UNET_RANK': '2'}, 'rank 2 of 2'),
         ({'UNET_WORKERS': 'a:1,a:1', 'UNET_RANK': '0'}, 'once'),
         ({'UNET_WORKERS': 'a,b', 'UNET_RANK': '0'}, 'host:port'),
+        ({'UNET_WORKERS': 'a:1,b:70000', 'UNET_RANK': '0'}, "'b:70000' must be host:port"),
         (pattern | {'UNET_WORKER_ADDRESS': 'train:33', 'UNET_RANK': '0'}, '{index}'),
     ]:
         with pytest.raises(entry.Failure, match=text) as failure:

@@ -29,6 +29,7 @@ _WAITING = 1024  # connections that may wait to be taken: a trainer opens one fo
 
 
 def main() -> None:
+    entry.outlive_readers()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with contextlib.suppress(KeyboardInterrupt):
         _serve()

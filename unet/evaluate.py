@@ -46,6 +46,7 @@ _SUBMISSION_DIR = flags.DEFINE_string('submission_dir', None, 'Folder for the fi
 
 
 def main() -> None:
+    entry.outlive_readers()
     if not _WORKDIR.value:
         raise entry.Failure(entry.BAD_USAGE, 'pass --workdir, the folder of a run of unet.main')
     scales = looking.parse_scales(_SCALES.value)
