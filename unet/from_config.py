@@ -3,7 +3,7 @@
 import gc
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import keras
 import numpy as np
@@ -14,6 +14,7 @@ from data_prep import labels
 from launch import entry
 from unet import checkpoint, cluster, inference, input_pipeline, loss, memory, model, peers, serving, step, workdir
 
+_iterators = []  # of strategies, kept: TensorFlow 2.21 takes up to a minute to destroy one that it tunes
 _FOLDERS = {'best': workdir.BEST, 'latest': workdir.CHECKPOINTS}
 
 
@@ -273,6 +274,12 @@ def distributed_batches(
     return strategy.distribute_datasets_from_function(
         lambda _: train_batches(config, reader, positions, first=first_step * local)
     )
+
+
+def iterate(batches: tf.data.Dataset) -> Iterator:
+    """An iterator over distributed batches, which lives as long as the process."""
+    _iterators.append(iter(batches))
+    return _iterators[-1]
 
 
 def noise_batch(config: ConfigDict, images: int, *, seed: int = 0) -> dict[str, np.ndarray]:

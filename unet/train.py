@@ -126,7 +126,9 @@ def train_and_evaluate(
         reader = input_pipeline.Reader(train_split)
         batches = None
         if start_step < config.num_steps:
-            batches = iter(from_config.distributed_batches(config, strategy, workers, reader, first_step=start_step))
+            batches = from_config.iterate(
+                from_config.distributed_batches(config, strategy, workers, reader, first_step=start_step)
+            )
         evaluate = functools.partial(
             _evaluate,
             config,
