@@ -1,7 +1,9 @@
-"""A config's training step with nothing around it.
+"""A config's training step on images of noise from memory, with nothing around it and as unet.main takes it.
 
 step, batch = bare.step_and_batch(config)
 step(batch, tf.constant(0.0))
+take_steps = bare.training_steps(config, tf.distribute.get_strategy(), 2)
+take_steps()
 """
 
 from collections.abc import Callable
@@ -20,3 +22,20 @@ def step_and_batch(config: ConfigDict) -> tuple[Callable, dict[str, tf.Tensor]]:
     step = tf.function(from_config.replica_step(config, network, state, labels.CITYSCAPES, 1, None))
     batch = from_config.noise_batch(config, config.global_batch)
     return step, {name: tf.constant(values) for name, values in batch.items()}
+
+
+def training_steps(config: ConfigDict, strategy: tf.distribute.Strategy, steps: int) -> Callable[[], object]:
+    """A function that takes so many of unet.main's steps on a new network, one per call of them, and returns when they
+    are done."""
+    with strategy.scope():
+        network = from_config.network(config, labels.CITYSCAPES, replicas=1)
+        state = from_config.train_state(config, network)
+    train_steps = from_config.train_steps(config, network, state, labels.CITYSCAPES, strategy, None)
+    batches = from_config.iterate(from_config.same_batch_again(config, strategy))
+
+    def take_steps():
+        for _ in range(steps):
+            rows = train_steps(batches, tf.constant(1), tf.constant(0.0))
+        return rows.numpy()
+
+    return take_steps

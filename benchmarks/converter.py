@@ -55,11 +55,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=_SCRATCH.value) as scratch:
         scratch = pathlib.Path(scratch)
         if _MEMORY.value:
-            figures = {count: peak_memory(scratch, int(count)) for count in _MEMORY.value}
-            for count, peak in figures.items():
+            figures = {'peak_bytes': {count: peak_memory(scratch, int(count)) for count in _MEMORY.value}}
+            for count, peak in figures['peak_bytes'].items():
                 print(f'{count:>6} images: {peak / 1e6:,.0f} MB in all processes together')
         else:
             figures = compare(scratch, _IMAGES.value, _ROUNDS.value)
+    figures['source'] = _SOURCE.value or 'two synthetic frames of 2048x1024'
     if _OUTPUT.value:
         pathlib.Path(_OUTPUT.value).write_text(json.dumps(figures, indent=1) + '\n')
 

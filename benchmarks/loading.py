@@ -64,7 +64,8 @@ def main() -> None:
     counts = [int(count) for count in _CORES.value] if _CORES.value else sorted({1, len(there)})
     if not all(1 <= count <= len(there) for count in counts):
         raise entry.Failure(entry.BAD_USAGE, f'--cores={",".join(_CORES.value)}: this process may use {len(there)}')
-    result = {'cores': {}}
+    sides = {side: {'records': flags, 'config': config} for side, (flags, config, _) in _SIDES.items()}
+    result = {'source': _SOURCE.value or 'two synthetic frames of 2048x1024', 'sides': sides, 'cores': {}}
     with tempfile.TemporaryDirectory(dir=_SCRATCH.value) as scratch:
         scratch = pathlib.Path(scratch)
         source = frames.copy(_SOURCE.value, scratch / 'source', _IMAGES)

@@ -5,6 +5,7 @@ python -m benchmarks.memory --config=configs/cityscapes_256.py --config.runtime.
 
 import json
 import pathlib
+import sys
 
 from absl import flags
 
@@ -28,6 +29,7 @@ def main() -> None:
     step(batch, tf.constant(0.0)).numpy()
     cost = estimate.cost(config, len(from_config.id_of_class(config.labels, labels.CITYSCAPES)))
     figures = {
+        'config': config_flag.arguments(sys.argv[1:]),
         'peak_bytes': throughput.peak_memory(),
         'before_bytes': before,
         'estimated_bytes': estimate.step_bytes(cost, config.global_batch // config.runtime.microbatches),

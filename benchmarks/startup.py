@@ -4,7 +4,8 @@
 
 --help of every command, and whether it imports TensorFlow; then the time from `python -m unet.main` to the end of its
 first step beside that of a bare program that imports TensorFlow, makes the network, traces and compiles the same step
-and takes it once. Both read the processor's caches and the disk's as the other left them: they take turns.
+and takes it once. Both say so in a line, at which the clock stops. Both read the processor's caches and the disk's as
+the other left them: they take turns.
 """
 
 import json
@@ -26,7 +27,10 @@ _OUTPUT = flags.DEFINE_string('output', None, 'JSON file for the figures.')
 
 _COMMANDS = (
     *(f'data_prep.{name}' for name in ('build_tfrecords', 'verify_tfrecords', 'stage_tfrecords', 'synthesize')),
-    *(f'unet.{name}' for name in ('main', 'evaluate', 'predict', 'export', 'report', 'benchmark', 'preflight')),
+    *(
+        f'unet.{name}'
+        for name in ('main', 'evaluate', 'predict', 'export', 'report', 'benchmark', 'preflight', 'data_server')
+    ),
     *(f'launch.{name}' for name in ('local', 'slurm', 'kubernetes')),
 )
 _BARE = """
@@ -36,12 +40,14 @@ from ml_collections import ConfigDict
 from benchmarks import bare
 step, batch = bare.step_and_batch(ConfigDict(json.loads(sys.argv[1])))
 step(batch, tf.constant(0.0)).numpy()
+print('step 1/1', flush=True)
 """
 
 
 def main() -> None:
     config = config_flag.checked()
-    figures = {'help': {}}
+    arguments = config_flag.arguments(sys.argv[1:])
+    figures = {'config': arguments, 'help': {}}
     for command in _COMMANDS:
         seconds = alternating.run({'help': lambda command=command: _help(command)}, _ROUNDS.value)['help']
         figures['help'][command] = min(seconds)
@@ -52,8 +58,8 @@ def main() -> None:
         flush=True,
     )
     sides = {
-        'bare': lambda: subprocess.run([sys.executable, '-c', _BARE, config.to_json()], check=True, env=_environ()),
-        'unet.main': lambda: _first_step(config),
+        'bare': lambda: _first_step(['-c', _BARE, config.to_json()]),
+        'unet.main': lambda: _first_step_of_run(arguments),
     }
     figures['seconds'] = seconds = alternating.run(sides, _ROUNDS.value)
     median, lowest, highest = figures['ratio'] = alternating.ratio(seconds, 'unet.main', 'bare')
@@ -62,10 +68,6 @@ def main() -> None:
     print(f'unet.main / bare{median:8.2f}   ({lowest:.2f} to {highest:.2f})')
     if _OUTPUT.value:
         pathlib.Path(_OUTPUT.value).write_text(json.dumps(figures, indent=1) + '\n')
-
-
-def _environ() -> dict[str, str]:
-    return os.environ | {'TF_CPP_MIN_LOG_LEVEL': '3'}
 
 
 def _help(command: str) -> None:
@@ -77,19 +79,25 @@ def _help(command: str) -> None:
         raise AssertionError(f'{command} --help imports TensorFlow')
 
 
-def _first_step(config) -> None:
-    """Starts unet.main and returns when it says that step 1 is done."""
+def _first_step_of_run(arguments: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, '-u', '-m', 'unet.main', f'--data_dir={_DATA_DIR.value}', f'--workdir={folder}/run']
-        command += [*config_flag.arguments(sys.argv[1:]), '--config.log.every_steps=1']
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-            said = []
-            for line in process.stdout:
-                said.append(line)
-                if line.startswith('step 1/'):
-                    process.kill()
-                    return
-            raise entry.Failure(entry.BUG, f'unet.main took no step: {"".join(said)[-2000:]}')
+        flags = [f'--data_dir={_DATA_DIR.value}', f'--workdir={folder}/run', *arguments, '--config.log.every_steps=1']
+        _first_step(['-m', 'unet.main', *flags])
+
+
+def _first_step(arguments: list[str]) -> None:
+    """Starts a Python program and returns when it says that step 1 is done."""
+    environ = os.environ | {'TF_CPP_MIN_LOG_LEVEL': '3'}
+    command = [sys.executable, '-u', *arguments]
+    pipe, both = subprocess.PIPE, subprocess.STDOUT
+    with subprocess.Popen(command, stdout=pipe, stderr=both, text=True, env=environ) as process:
+        said = []
+        for line in process.stdout:
+            said.append(line)
+            if line.startswith('step 1/'):
+                process.kill()
+                return
+    raise entry.Failure(entry.BUG, f'{" ".join(arguments[:2])} took no step: {"".join(said)[-2000:]}')
 
 
 if __name__ == '__main__':

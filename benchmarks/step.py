@@ -1,4 +1,4 @@
-"""Measures our training step beside Keras's `fit` on the same network, bare, under MirroredStrategy and recomputed.
+"""Measures our training step beside Keras's `fit` on the same network, bare, and in other ways of computing it.
 
     python -m benchmarks.step --config=configs/cityscapes_256.py --config.model.width=16 --config.global_batch=8
 
@@ -6,16 +6,18 @@ All train on the same images from memory; those of `fit` are normalised beforeha
 colour, count, update, under one device. What is compiled with XLA and what is not each gets its turn, and the better
 one of each side counts.
 
-    fit         keras.Model.fit with keras.optimizers.Adam and SparseCategoricalCrossentropy
-    bare        our replica step in a tf.function, the batch as its argument
-    ours        unet's compiled training steps as unet.main runs them on one device
-    mirrored    the same under MirroredStrategy with one device
-    recompute   ours with config.runtime.recompute
+    fit             keras.Model.fit with keras.optimizers.Adam and SparseCategoricalCrossentropy
+    bare            our replica step in a tf.function, the batch as its argument
+    ours            unet's compiled training steps as unet.main runs them on one device
+    mirrored        the same under MirroredStrategy with one device
+    microbatches    ours in two microbatches
+    recompute       ours with config.runtime.recompute
 """
 
 import json
 import pathlib
 import statistics
+import sys
 
 from absl import flags
 
@@ -25,11 +27,19 @@ from unet import config_flag
 
 _ROUNDS = flags.DEFINE_integer('rounds', 10, 'Times that each is measured.', lower_bound=1)
 _STEPS = flags.DEFINE_integer('steps', 4, 'Steps per round.', lower_bound=1)
-_SIDES = flags.DEFINE_list('sides', ['fit', 'bare', 'ours', 'mirrored', 'recompute'], 'Those to compare.')
+_SIDES = flags.DEFINE_list(
+    'sides', ['fit', 'bare', 'ours', 'mirrored', 'microbatches', 'recompute'], 'Those to compare.'
+)
 _JIT = flags.DEFINE_list('jit_compile', ['off', 'on'], "'off', 'on' or both.")
 _OUTPUT = flags.DEFINE_string('output', None, 'JSON file for the figures.')
 
-_COMPARED = (('ours', 'fit'), ('ours', 'bare'), ('mirrored', 'bare'), ('recompute', 'ours'))
+_COMPARED = (
+    ('ours', 'fit'),
+    ('ours', 'bare'),
+    ('mirrored', 'bare'),
+    ('microbatches', 'ours'),
+    ('recompute', 'ours'),
+)
 
 
 def main() -> None:
@@ -44,6 +54,8 @@ def main() -> None:
             own = config.copy_and_resolve_references()
             own.runtime.jit_compile = jit
             own.runtime.recompute = side == 'recompute'
+            if side == 'microbatches':
+                own.runtime.microbatches = 2
             calls[f'{side}, XLA {jit}'] = call = _call_of(side, own, device)
             call()  # traces and compiles
             print(f'{side}, XLA {jit}: ready', flush=True)
@@ -56,15 +68,21 @@ def main() -> None:
     print(f'{config.precision}, {device}, {entry.cores()} cores, {_ROUNDS.value} rounds of {_STEPS.value} steps')
     for name, times in seconds.items():
         print(f'{name:<20}{images / statistics.median(times):10.2f} images/s')
-    figures = {'seconds': seconds, 'ratios': {}}
+    figures = {'config': config_flag.arguments(sys.argv[1:]), 'steps': _STEPS.value, 'seconds': seconds, 'ratios': {}}
+
+    def compare(name: str, one: str, other: str) -> None:
+        median, lowest, highest = figures['ratios'][name] = alternating.ratio(seconds, one, other)
+        print(f'time of {one + " / " + other:<40}{median:8.3f}   ({lowest:.3f} to {highest:.3f})')
+
     for one, other in _COMPARED:
         if one in _SIDES.value and other in _SIDES.value:
             best = [
                 min((f'{side}, XLA {jit}' for jit in _JIT.value), key=lambda name: statistics.median(seconds[name]))
                 for side in (one, other)
             ]
-            median, lowest, highest = figures['ratios'][f'{one} / {other}'] = alternating.ratio(seconds, *best)
-            print(f'time of {" / ".join(best):<40}{median:8.3f}   ({lowest:.3f} to {highest:.3f})')
+            compare(f'{one} / {other}', *best)
+    if 'ours' in _SIDES.value and {'off', 'on'} <= set(_JIT.value):
+        compare('XLA off / on', 'ours, XLA off', 'ours, XLA on')
     if _OUTPUT.value:
         pathlib.Path(_OUTPUT.value).write_text(json.dumps(figures, indent=1) + '\n')
 
@@ -103,18 +121,7 @@ def _call_of(side: str, config, device: str):
         return take_bare_steps
 
     strategy = tf.distribute.MirroredStrategy([device]) if side == 'mirrored' else tf.distribute.get_strategy()
-    with strategy.scope():
-        network = from_config.network(config, labels.CITYSCAPES, replicas=1)
-        state = from_config.train_state(config, network)
-    train_steps = from_config.train_steps(config, network, state, labels.CITYSCAPES, strategy, None)
-    batches = iter(from_config.same_batch_again(config, strategy))
-
-    def take_steps():
-        for _ in range(steps):
-            rows = train_steps(batches, tf.constant(1), tf.constant(0.0))
-        return rows.numpy()
-
-    return take_steps
+    return bare.training_steps(config, strategy, steps)
 
 
 if __name__ == '__main__':

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from configs import cityscapes, default
+from data_prep import records
 from launch import entry
 from tests import tiny
-from unet import estimate, timing
+from unet import estimate, input_pipeline, speed, throughput, timing
 
 
 @pytest.fixture(scope='module')
@@ -25,7 +26,7 @@ def benchmark(workdir, data_dir, *flags: str, **fields) -> list[str]:
 
 
 def test_every_part_of_a_config(tmp_path, data_dir):
-    """Evaluation goes on although the split has two images."""
+    """No clock is read in deterministic mode: what bounds the run is then told from the rates."""
     done = tiny.run(benchmark(tmp_path, data_dir, **{'runtime.steps_per_call': 2}))
     assert done.returncode == 0, done.stderr
     figures = json.loads((tmp_path / 'benchmark.json').read_text())
@@ -34,16 +35,53 @@ def test_every_part_of_a_config(tmp_path, data_dir):
         assert figures[name]['images_per_second'] > 0
         assert figures[name]['milliseconds_p90'] >= figures[name]['milliseconds'] > 0
         assert figures[name]['peak_bytes'] > 2**20
-    assert 0 <= figures['both']['waiting_for_data'] <= 1
-    assert ' bounds it' in done.stdout
+    assert not any('waiting_for_data' in found for found in figures.values())
+    assert 'waiting for data' not in done.stdout
+    slower = min(('step', 'loader'), key=lambda name: figures[name]['images_per_second'])
+    assert f'The {slower} bounds it' in done.stdout
+    assert figures['conditions']['config']['model']['width'] == 4
 
 
-def test_one_core_does_not_take_the_step_for_waiting(tmp_path):
+def test_one_core_does_not_take_the_step_for_waiting(tmp_path, data_dir):
     core = str(min(os.sched_getaffinity(0)))
-    command = benchmark(tmp_path, '/nowhere', '--parts=step', **{'runtime.deterministic': False})
+    command = benchmark(tmp_path, data_dir, '--parts=step,both', **{'runtime.deterministic': False})
     done = tiny.run(['taskset', '--cpu-list', core, *command])
     assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / 'benchmark.json').read_text())['step']['waiting_for_data'] < 0.5
+    figures = json.loads((tmp_path / 'benchmark.json').read_text())
+    assert 0 <= figures['step']['waiting_for_data'] < 0.5
+    assert 0 <= figures['both']['waiting_for_data'] <= 1 and '% of the time waiting for data' in done.stdout
+
+
+def test_parts_leave_no_memory_behind(tmp_path, data_dir):
+    """Predicting one small image does not take the memory of a step on eight large ones."""
+    fields = {'global_batch': 8, 'data.crop': '(256,256)', 'model.width': 8}
+    done = tiny.run(benchmark(tmp_path, data_dir, '--parts=step,predict', '--seconds=1', **fields))
+    assert done.returncode == 0, done.stderr
+    figures = json.loads((tmp_path / 'benchmark.json').read_text())
+    assert figures['predict']['peak_bytes'] < figures['step']['peak_bytes'] - 2**27
+
+
+def test_an_evaluation_never_runs_out_of_images(tmp_path):
+    """Of three images of two sizes: every batch of every replica is full, pass after pass."""
+    pairs = [*tiny.scenes(2), *tiny.scenes(1, (24, 32))]
+    folder = tiny.write_folder(tmp_path / 'records', train=pairs, validation=pairs)
+    split = records.read_split(folder, 'validation')
+    rounds = input_pipeline.eval_batches(throughput.full_rounds(split, 2 * 4), 2, 4)
+    assert rounds.min() == 0 and np.bincount(np.bincount(rounds.ravel())).nonzero()[0].tolist() == [1]
+    code = """
+from configs import default
+from unet import metrics, throughput
+import sys
+config = default.get_config()
+config.model.width, config.model.depth, config.eval.batch = 4, 3, 2
+throughput._EVALUATED, counted, count = 1, [], metrics.count_pairs
+metrics.count_pairs = lambda *pair: counted.append(1) or count(*pair)
+throughput.measure(config, sys.argv[1], parts=['evaluate'], seconds=1.0, tell=lambda name, found: None)
+print(len(counted))
+"""
+    done = tiny.run([sys.executable, '-c', code, str(folder)])
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 6 and int(done.stdout) % 2 == 0  # a pass has 6: each image twice
 
 
 def test_numbers_of_workers_side_by_side(tmp_path, data_dir):
@@ -57,11 +95,23 @@ def test_numbers_of_workers_side_by_side(tmp_path, data_dir):
     assert 'apart' in figures['2'] and 'apart' not in figures['1']
 
 
+def test_workers_evaluate_side_by_side(tmp_path):
+    """Images of two sizes, in numbers that no batch divides, over more than one pass."""
+    pairs = [*tiny.scenes(4), *tiny.scenes(1, (24, 32))]
+    folder = tiny.write_folder(tmp_path / 'records', train=pairs, validation=pairs)
+    command = benchmark(tmp_path, folder, '--parts=evaluate', '--config.eval.batch=3')
+    done = tiny.run([*command[:2], 'launch.local', '--module=unet.benchmark', '--workers=2', '--', *command[3:]])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads((tmp_path / 'benchmark.json').read_text())['evaluate']['images_per_second'] > 0
+
+
 def test_what_cannot_be_measured(tmp_path, data_dir):
     for flags, status, said in (
         (['--parts=loaders'], entry.BAD_USAGE, 'choose of loader'),
         (['--scale=1,4096'], entry.BAD_CONFIG, 'this host has'),
         (['--scale=1,two'], entry.BAD_USAGE, 'give numbers'),
+        (['--scale=\N{SUPERSCRIPT TWO}'], entry.BAD_USAGE, 'give numbers'),
+        ([f'--workdir={data_dir / records.DATASET_INFO}/figures'], entry.BAD_USAGE, 'is no folder'),
         (['--scale=2', '--config.global_batch=3'], entry.BAD_CONFIG, 'does not divide'),
         (['--config.runtime.microbatches=3'], entry.BAD_CONFIG, 'global batch'),
         (['--data_dir=/nowhere'], entry.MISSING_INPUT, '/nowhere'),
@@ -79,6 +129,9 @@ def test_rates_are_medians_over_parts_of_the_time():
     measured = timing.Timing(images=4, seconds=seconds, waited=np.zeros(10))
     assert measured.images_per_second == pytest.approx(8.0)
     assert measured.milliseconds(50) == pytest.approx(500.0)
+    in_pairs = timing.Timing(images=8, seconds=2 * seconds, waited=np.zeros(10), steps=2)
+    assert in_pairs.images_per_second == pytest.approx(8.0)
+    assert in_pairs.milliseconds(50) == pytest.approx(500.0)
 
 
 def test_warm_up_is_not_counted_and_all_processes_call_equally_often():
@@ -86,6 +139,11 @@ def test_warm_up_is_not_counted_and_all_processes_call_equally_often():
     measured = timing.measure(lambda: calls.append(None) or 0.25, images=1, seconds=0.0, agree=lambda own: own + 2)
     assert len(measured.seconds) == 7 and len(calls) > 7
     assert measured.waited.tolist() == [0.25] * 7
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16', 'float16'])
+def test_products_one_after_the_other_stay_finite(dtype):
+    assert np.isfinite(float(speed.chained_products(256, 20, dtype)().numpy()))
 
 
 def test_expected_time_is_work_over_speed():

@@ -5,8 +5,8 @@
 
 The loader alone makes batches that nobody takes; the step alone takes the same batch from memory again and again; both
 together are what training does. Each is measured for --seconds after a warm-up. On several hosts, start it as unet.main
-is started (`--module=unet.benchmark` of the launchers): it then also measures the step of every worker by itself, at
-the same time but without a word between them, which no training on all of them can exceed.
+is started (`--module=unet.benchmark` of the launchers): it then also measures, as 'apart', the step of one device of
+each by itself, at the same time but without a word between them, which no training on all of them can exceed.
 
 --scale does this on one host: it starts itself once for each number of GPUs, or of workers that have an equal share of
 the cores where there is no GPU. A device computes as many images as with --config on the largest of the numbers.
@@ -41,6 +41,10 @@ def main() -> None:
     config = config_flag.checked()
     if not _PARTS.value or set(_PARTS.value) - set(PARTS):
         raise entry.Failure(entry.BAD_USAGE, f'--parts={",".join(_PARTS.value)}: choose of {",".join(PARTS)}')
+    if _WORKDIR.value:
+        with entry.quiet_import():
+            from unet import workdir
+        workdir.check_writable(_WORKDIR.value)
     figures = _scale(config.global_batch) if _SCALE.value else _measure(config)
     if _WORKDIR.value and figures:
         path = pathlib.Path(_WORKDIR.value, FILE)
@@ -75,14 +79,15 @@ def _measure(config) -> dict[str, dict]:
 
     figures = throughput.measure(config, _DATA_DIR.value, parts=_PARTS.value, seconds=_SECONDS.value, tell=tell)
     if 'both' in figures:
-        print(_verdict(figures['both']['waiting_for_data'], figures), flush=True)
+        print(_verdict(figures), flush=True)
     return figures
 
 
 def _hello(conditions: dict) -> str:
     step = conditions['step_flops_per_image']
     return (
-        f'{conditions["global_batch"]} images of {"x".join(map(str, conditions["crop"]))} per step on '
+        f'{conditions["global_batch"]} images of {"x".join(map(str, conditions["crop"]))} per step at width '
+        f'{conditions["config"]["model"]["width"]} on '
         f'{conditions["devices"]} {conditions["device"]} device(s) of {conditions["workers"]} worker(s) with '
         f'{conditions["cores"]} cores, {conditions["precision"]}, XLA {"on" if conditions["jit_compile"] else "off"}\n'
         f'{step / 1e9:.1f} GFLOP to train on an image; a large matrix product reaches '
@@ -94,7 +99,7 @@ def _hello(conditions: dict) -> str:
 def _remark(name: str, figures: dict, conditions: dict) -> str:
     if name == 'predict':
         return 'one image at a time, from host to host'
-    if name == 'both':
+    if name == 'both' and 'waiting_for_data' in figures:
         return f'{100 * figures["waiting_for_data"]:.1f} % of the time waiting for data'
     if name in ('step', 'apart'):
         flops = figures['images_per_second'] * conditions['step_flops_per_image']
@@ -103,22 +108,29 @@ def _remark(name: str, figures: dict, conditions: dict) -> str:
     return ''
 
 
-def _verdict(waiting: float, figures: dict) -> str:
-    if waiting > _WAITS:
+def _verdict(figures: dict) -> str:
+    both, rates = figures['both'], {name: found.get('images_per_second') for name, found in figures.items()}
+    if 'waiting_for_data' in both:
+        waits = both['waiting_for_data'] > _WAITS
+    elif {'loader', 'step'} <= rates.keys():  # the slower one, of which both together are as fast at the best
+        waits = rates['loader'] < rates['step']
+    else:
+        return 'config.runtime.deterministic reads no clock: what bounds it is known with --parts=loader,step,both.'
+    if waits:
         return (
             'The loader bounds it. JPEG records (build_tfrecords --image_format=jpeg), smaller records (--size), '
             'config.data.cache, config.data.servers or more cores would help.'
         )
     of_step = ''
-    if 'step' in figures:
-        share = figures['both']['images_per_second'] / figures['step']['images_per_second']
+    if 'step' in rates:
+        share = rates['both'] / rates['step']
         of_step = f', at {100 * share:.0f} % of its speed alone' if share < 0.995 else ', as fast as alone'
     return f'The step bounds it{of_step}.'
 
 
 def _scale(global_batch: int) -> dict[str, dict]:
     """The same on one, two, ... devices of this host."""
-    if not all(number.isdigit() and int(number) for number in _SCALE.value):
+    if not all(number.isdecimal() and int(number) for number in _SCALE.value):
         raise entry.Failure(entry.BAD_USAGE, f'--scale={",".join(_SCALE.value)}: give numbers, e.g. 1,2,4')
     counts = sorted(map(int, _SCALE.value))
     gpus, cores = entry.visible_gpus(), entry.cores()

@@ -4,13 +4,16 @@ speed.matrix_flops('bfloat16')              # FLOP/s of a large matrix product
 speed.step_seconds(config, 19, strategy)    # that a step is expected to take
 """
 
+from collections.abc import Callable
+
 import keras
 import tensorflow as tf
 from ml_collections import ConfigDict
 
-from unet import cluster, estimate, from_config, model, normalization, timing
+from unet import cluster, estimate, from_config, memory, model, normalization, timing
 
 _MATRIX = {'GPU': 8192, 'CPU': 2048}  # rows and columns of the matrices
+_PRODUCTS = {'GPU': 20, 'CPU': 1}  # per call: one takes a GPU about as long as calling it and waiting for the answer
 _SECONDS = 0.5  # for which each thing is timed
 _IMAGES = 4  # that a convolution is timed on at the most; one alone takes 2 to 4 times as long as one of these
 _PIXELS = {'GPU': 2**21, 'CPU': 2**16}  # of each image, at the most; the time is proportional to them
@@ -22,12 +25,24 @@ def matrix_flops(precision: str) -> float:
     On a CPU in float32 (or float64): the 16-bit types have no fast product on most.
     """
     device = _device()
-    size = _MATRIX[device]
-    dtype = precision if device == 'GPU' or precision == 'float64' else 'float32'
-    matrix = tf.cast(tf.random.stateless_uniform([size, size], [0, 0]), dtype)
-    product = tf.function(lambda x: tf.reduce_sum(tf.linalg.matmul(x, x)))
-    best = timing.measure(lambda: product(matrix).numpy() and None, images=1, seconds=_SECONDS).seconds.min()
-    return 2 * size**3 / float(best)
+    size, count = _MATRIX[device], _PRODUCTS[device]
+    products = chained_products(size, count, precision if device == 'GPU' or precision == 'float64' else 'float32')
+    best = timing.measure(lambda: products().numpy() and None, images=1, seconds=_SECONDS).seconds.min()
+    return count * 2 * size**3 / float(best)
+
+
+def chained_products(size: int, count: int, dtype: str) -> Callable[[], tf.Tensor]:
+    """The sum of a matrix [size, size] of noise after `count` products with another, which keep its values near 1."""
+    first, factor = (tf.random.stateless_normal([size, size], [0, seed]) for seed in range(2))
+    first, factor = tf.cast(first, dtype), tf.cast(factor / size**0.5, dtype)
+
+    @tf.function
+    def products(matrix: tf.Tensor) -> tf.Tensor:
+        for _ in range(count):
+            matrix = tf.linalg.matmul(matrix, factor)
+        return tf.reduce_sum(matrix)
+
+    return lambda: products(first)
 
 
 def step_seconds(config: ConfigDict, num_classes: int, strategy: tf.distribute.Strategy) -> float:
@@ -79,4 +94,4 @@ def _convolution_seconds(config: ConfigDict, level: int, size: list[int], jit_co
 
 
 def _device() -> str:
-    return 'GPU' if tf.config.list_logical_devices('GPU') else 'CPU'
+    return 'GPU' if memory.local_gpus() else 'CPU'

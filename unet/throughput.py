@@ -3,11 +3,14 @@
     figures = throughput.measure(config, 'data/cityscapes', parts=['step'], seconds=20, tell=print)
 
 What is measured is what training runs: the same batches, the same compiled step, the same evaluation. Workers of a
-cluster measure at the same time; 'apart' is the step of each without a word to the others.
+cluster measure at the same time; 'apart' is the step of one device of each without a word to any other.
 """
 
+import ctypes
 import dataclasses
+import gc
 import itertools
+import json
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +27,7 @@ from unet import (
     estimate,
     from_config,
     input_pipeline,
+    memory,
     metrics,
     peers,
     scoring,
@@ -32,7 +36,8 @@ from unet import (
     timing,
 )
 
-_EVALUATED = 10_000  # images to evaluate if need be; smaller splits come again
+_EVALUATED = 10_000  # images of a pass at the least, so that its start counts for little
+_TRAINING = ('step', 'both', 'apart')  # the parts that take steps
 
 
 def measure(
@@ -50,7 +55,9 @@ def measure(
 
     Returns:
       The figures that `tell` was called with, on rank 0; nothing elsewhere. Rates are sums over the workers; times,
-      shares and memory are those of the worker with the largest.
+      shares and memory are those of the worker with the largest. Milliseconds are those of a step, of 'predict' of an
+      image, of 'evaluate' of a batch on all devices: median and 90th percentile of the calls, each of which counts as
+      the mean of its config.runtime.steps_per_call steps.
 
     Raises:
       Failure: as training would.
@@ -77,16 +84,24 @@ def measure(
         if runtime.microbatches == 0:
             runtime.microbatches = from_config.fitting_microbatches(config, table, group, replicas)
         note('conditions', _conditions(config, table, strategy, group))
-        for name, images, call in _calls(config, data_dir, table, strategy, workers, parts):
+        for name, images, steps, call in _calls(config, data_dir, table, strategy, workers, parts):
+
+            def watched(call=call) -> float | None:
+                stall.progress()
+                return call()
+
             _forget_peak_memory()
-            measured = timing.measure(call, images=images, seconds=seconds, agree=lambda own: max(group.gather(own)))
+            measured = timing.measure(
+                watched, images=images, steps=steps, seconds=seconds, agree=lambda own: max(group.gather(own))
+            )
             found = {
                 'images_per_second': sum(group.gather(measured.images_per_second)),
                 'milliseconds': max(group.gather(measured.milliseconds(50))),
                 'milliseconds_p90': max(group.gather(measured.milliseconds(90))),
-                'waiting_for_data': max(group.gather(float(measured.waited.sum() / measured.seconds.sum()))),
                 'peak_bytes': max(group.gather(peak_memory())),
             }
+            if name in _TRAINING and not runtime.deterministic:  # no clock is read then
+                found['waiting_for_data'] = max(group.gather(float(measured.waited.sum() / measured.seconds.sum())))
             note(name, found)
     return figures if group.rank == 0 else {}
 
@@ -96,9 +111,9 @@ def _conditions(config: ConfigDict, table: labels.Table, strategy: tf.distribute
     images = config.global_batch // devices // config.runtime.microbatches
     classes = len(from_config.id_of_class(config.labels, table))
     cost = estimate.cost(config, classes)
-    local_gpus = len(tf.config.list_logical_devices('GPU'))
+    gpus = len(memory.local_gpus())
     return {
-        'device': 'GPU' if local_gpus else 'CPU',
+        'device': 'GPU' if gpus else 'CPU',
         'devices': devices,
         'workers': group.size,
         'cores': sum(group.gather(entry.cores())),
@@ -107,9 +122,10 @@ def _conditions(config: ConfigDict, table: labels.Table, strategy: tf.distribute
         'precision': config.precision,
         'jit_compile': from_config.jit_compile(config, devices),
         'step_flops_per_image': cost.step_flops,
-        'matrix_flops_per_second': sum(group.gather(speed.matrix_flops(config.precision) * max(local_gpus, 1))),
+        'matrix_flops_per_second': sum(group.gather(speed.matrix_flops(config.precision) * max(gpus, 1))),
         'estimated_peak_bytes': estimate.step_bytes(cost, images),
         'expected_milliseconds': 1000 * max(group.gather(speed.step_seconds(config, classes, strategy))),
+        'config': json.loads(config.to_json()),
     }
 
 
@@ -120,80 +136,106 @@ def _calls(
     strategy: tf.distribute.Strategy,
     workers: cluster.Workers,
     parts: Sequence[str],
-) -> Iterator[tuple[str, int, Callable[[], float | None]]]:
-    """What is to be timed: its name, the images of this worker that a call deals with, and the call."""
-    endless = config.copy_and_resolve_references()
-    endless.num_steps = 10**9
+) -> Iterator[tuple[str, int, int, Callable[[], float | None]]]:
+    """What is to be timed: its name, the images of this worker and the steps that a call deals with, and the call.
+    What only one of them needs goes with it, so that its memory is not counted for the next."""
     share, steps = config.global_batch // workers.count, config.runtime.steps_per_call
     class_pixels = batches = None
     if config.loss.balanced:
         class_pixels = records.class_pixels(data_dir, config.data.train_splits)
     if {'loader', 'both'} & set(parts):
         reader = input_pipeline.Reader(records.read_split(data_dir, '+'.join(config.data.train_splits)))
-        batches = from_config.distributed_batches(endless, strategy, workers, reader, first_step=0)
+        batches = from_config.distributed_batches(config, strategy, workers, reader, first_step=0)
 
     if 'loader' in parts:
-        iterator = iter(batches)
-        yield 'loader', share, lambda: tf.nest.flatten(next(iterator)) and None
-
-    if {'step', 'both'} & set(parts):
-        train_steps = _training(config, table, strategy, class_pixels)
+        yield 'loader', share, 1, _taking(batches)
 
     def stepping(train_steps: Callable, batches: tf.data.Dataset) -> Callable[[], float]:
-        arguments = iter(batches), tf.constant(steps), tf.constant(0.0)
+        arguments = from_config.iterate(batches), tf.constant(steps), tf.constant(0.0)
         return lambda: float(train_steps(*arguments).numpy()[:, -1].sum())
 
-    if 'step' in parts:
-        yield 'step', share * steps, stepping(train_steps, from_config.same_batch_again(config, strategy))
-        if workers.count > 1:
-            alone = tf.distribute.get_strategy()
-            own = config.copy_and_resolve_references()
-            own.global_batch = share
-            yield (
-                'apart',
-                share * steps,
-                stepping(_training(own, table, alone, class_pixels), from_config.same_batch_again(own, alone)),
-            )
-    if 'both' in parts:
-        yield 'both', share * steps, stepping(train_steps, batches)
+    replicas = strategy.num_replicas_in_sync
+    if {'step', 'both'} & set(parts):
+        train_steps = _training(config, table, strategy, class_pixels, replicas)
+        if 'step' in parts:
+            yield 'step', share * steps, steps, stepping(train_steps, from_config.same_batch_again(config, strategy))
+        if 'both' in parts:
+            yield 'both', share * steps, steps, stepping(train_steps, batches)
+        train_steps = None
+    batches = None
+    if 'step' in parts and workers.count > 1:
+        # The same work but for what they tell each other: one device's images, compiled and normalised as on all.
+        alone, own = tf.distribute.get_strategy(), config.copy_and_resolve_references()
+        own.runtime.jit_compile = 'on' if from_config.jit_compile(config, replicas) else 'off'
+        own.global_batch = config.global_batch // replicas
+        yield (
+            'apart',
+            share * steps,
+            steps,
+            stepping(_training(own, table, alone, class_pixels, replicas), from_config.same_batch_again(own, alone)),
+        )
 
-    if {'predict', 'evaluate'} & set(parts):
-        split = records.read_split(data_dir, config.data.eval_split)
-        with strategy.scope():
-            network = from_config.network(config, table, replicas=1)
-        predict = from_config.predictor(config, network, table)
-        compiled = from_config.jit_predictions(config, strategy.num_replicas_in_sync)
+    if not {'predict', 'evaluate'} & set(parts):
+        return
+    split = records.read_split(data_dir, config.data.eval_split)
+    with strategy.scope():
+        network = from_config.network(config, table, replicas=1)
+    predict = from_config.predictor(config, network, table)
+    compiled = from_config.jit_predictions(config, replicas)
     if 'predict' in parts:
-        shape = (1, int(split.height[0]), int(split.width[0]), 3)
-        image = tf.constant(np.random.default_rng(0).integers(0, 256, shape, np.uint8))
-        function = tf.function(predict, jit_compile=compiled)
-        yield 'predict', 1, lambda: function(image).numpy() is None
+        yield 'predict', 1, 1, _predicting(tf.function(predict, jit_compile=compiled), split)
     if 'evaluate' in parts:
         scoring.check_labelled(split)
-        num_ids = labels.num_ids(table)
-        found = scoring.predictions(
-            strategy, predict, _again(split, _EVALUATED), batch=config.eval.batch, jit_compile=compiled
+        together = config.eval.batch * replicas
+        split = full_rounds(split, together)
+        passes = (
+            scoring.predictions(strategy, predict, split, batch=config.eval.batch, jit_compile=compiled)
+            for _ in itertools.count()
         )
-        images = config.eval.batch * strategy.num_replicas_in_sync // workers.count
-
-        def evaluate_round() -> None:
-            for _, truth, prediction in itertools.islice(found, images):
-                metrics.count_pairs(truth, prediction, num_ids)
-
-        yield 'evaluate', images, evaluate_round
+        images = together // workers.count
+        yield 'evaluate', images, 1, _counting(itertools.chain.from_iterable(passes), images, labels.num_ids(table))
 
 
-def _training(config, table, strategy, class_pixels) -> Callable:
-    """The compiled steps of a network of its own."""
+def _training(
+    config: ConfigDict,
+    table: labels.Table,
+    strategy: tf.distribute.Strategy,
+    class_pixels: np.ndarray | None,
+    replicas: int,
+) -> Callable:
+    """The compiled steps of a network of its own, which normalises as on so many replicas."""
     with strategy.scope():
-        network = from_config.network(config, table, replicas=strategy.num_replicas_in_sync)
+        network = from_config.network(config, table, replicas=replicas)
         state = from_config.train_state(config, network)
     return from_config.train_steps(config, network, state, table, strategy, class_pixels)
 
 
-def _again(split: records.Split, least: int) -> records.Split:
-    """The split, several times over, if it has fewer than `least` examples."""
-    times = -(-least // len(split))
+def _taking(batches: tf.data.Dataset) -> Callable[[], None]:
+    iterator = from_config.iterate(batches)
+    return lambda: tf.nest.flatten(next(iterator)) and None
+
+
+def _predicting(predict: Callable[[tf.Tensor], tf.Tensor], split: records.Split) -> Callable[[], None]:
+    """Of an image of noise, as large as the split's first, from host to host."""
+    shape = (1, int(split.height[0]), int(split.width[0]), 3)
+    image = tf.constant(np.random.default_rng(0).integers(0, 256, shape, np.uint8))
+    return lambda: predict(image).numpy() is None
+
+
+def _counting(found: Iterator, images: int, num_ids: int) -> Callable[[], None]:
+    """Of so many of what `scoring.predictions` yields."""
+
+    def count() -> None:
+        for _, truth, prediction in itertools.islice(found, images):
+            metrics.count_pairs(truth, prediction, num_ids)
+
+    return count
+
+
+def full_rounds(split: records.Split, together: int) -> records.Split:
+    """The split so many times over that so many images at a time are never fewer, whatever their sizes: processes that
+    take equally many then stay in step."""
+    times = -(-_EVALUATED // (len(split) * together)) * together
     tiled = {
         field.name: np.tile(getattr(split, field.name), times)
         for field in dataclasses.fields(split)
@@ -203,15 +245,15 @@ def _again(split: records.Split, least: int) -> records.Split:
 
 
 def _forget_peak_memory() -> None:
-    for device in tf.config.list_logical_devices('GPU'):
-        tf.config.experimental.reset_memory_stats(device.name.removeprefix('/device:'))
+    memory.forget_gpu_peak()
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # glibc: what is free, which `entry.keep_freed_memory` keeps
     pathlib.Path('/proc/self/clear_refs').write_text('5')  # proc(5): the peak resident set size
 
 
 def peak_memory() -> int:
     """Bytes: of the fullest GPU, or of this process where there is none."""
-    names = [device.name.removeprefix('/device:') for device in tf.config.list_logical_devices('GPU')]
-    if names:
-        return max(tf.config.experimental.get_memory_info(name)['peak'] for name in names)
+    if memory.local_gpus():
+        return memory.gpu_peak_bytes()
     status = pathlib.Path('/proc/self/status').read_text()
     return 1024 * int(next(line.split()[1] for line in status.splitlines() if line.startswith('VmHWM:')))

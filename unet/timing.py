@@ -23,11 +23,13 @@ class Timing:
       images: that each call deals with.
       seconds: float [calls], of each.
       waited: float [calls], seconds of each that were spent waiting for data.
+      steps: that each call takes.
     """
 
     images: int
     seconds: np.ndarray
     waited: np.ndarray
+    steps: int = 1
 
     @property
     def images_per_second(self) -> float:
@@ -36,8 +38,8 @@ class Timing:
         return float(np.median([self.images * len(part) / part.sum() for part in parts]))
 
     def milliseconds(self, percentile: float) -> float:
-        """Per call."""
-        return 1000 * float(np.percentile(self.seconds, percentile))
+        """Per step: a percentile of the calls, each of which counts as the mean of its steps."""
+        return 1000 * float(np.percentile(self.seconds, percentile)) / self.steps
 
 
 def measure(
@@ -45,6 +47,7 @@ def measure(
     *,
     images: int,
     seconds: float,
+    steps: int = 1,
     agree: Callable[[int], int] = lambda calls: calls,
 ) -> Timing:
     """Calls for about so many seconds, after warming up.
@@ -53,6 +56,7 @@ def measure(
       call: returns when its work is done, and perhaps how many seconds of it were spent waiting for data.
       images: that a call deals with.
       seconds: to go on for; at least a few calls are made however long they take.
+      steps: that a call takes.
       agree: the number of calls that this process would make -> the number that all processes make, where their calls
         depend on each other.
     """
@@ -67,4 +71,4 @@ def measure(
         waited.append(call() or 0.0)
         before, now = now, time.perf_counter()
         times.append(now - before)
-    return Timing(images, np.array(times), np.array(waited))
+    return Timing(images, np.array(times), np.array(waited), steps)
