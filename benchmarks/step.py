@@ -31,6 +31,7 @@ _SIDES = flags.DEFINE_list(
     'sides', ['fit', 'bare', 'ours', 'mirrored', 'microbatches', 'recompute'], 'Those to compare.'
 )
 _JIT = flags.DEFINE_list('jit_compile', ['off', 'on'], "'off', 'on' or both.")
+_UNCOMPILED = flags.DEFINE_list('uncompiled', None, 'The sides that have a turn without XLA; default all.')
 _OUTPUT = flags.DEFINE_string('output', None, 'JSON file for the figures.')
 
 _COMPARED = (
@@ -50,15 +51,16 @@ def main() -> None:
     device = 'GPU:0' if tf.config.list_physical_devices('GPU') else 'CPU:0'
     calls = {}
     for jit in _JIT.value:
-        for side in _SIDES.value:
+        for side in _SIDES.value if jit == 'on' or _UNCOMPILED.value is None else _UNCOMPILED.value:
             own = config.copy_and_resolve_references()
             own.runtime.jit_compile = jit
             own.runtime.recompute = side == 'recompute'
             if side == 'microbatches':
                 own.runtime.microbatches = 2
-            calls[f'{side}, XLA {jit}'] = call = _call_of(side, own, device)
-            call()  # traces and compiles
-            print(f'{side}, XLA {jit}: ready', flush=True)
+            calls[f'{side}, XLA {jit}'] = _call_of(side, own, device)
+    for name, call in calls.items():
+        call()  # traces and compiles, once all are there: making a network empties TensorFlow's cache of kernels
+        print(f'{name}: ready', flush=True)
     seconds = alternating.run(calls, _ROUNDS.value)
     images = config.global_batch * _STEPS.value
     print(
@@ -74,14 +76,13 @@ def main() -> None:
         median, lowest, highest = figures['ratios'][name] = alternating.ratio(seconds, one, other)
         print(f'time of {one + " / " + other:<40}{median:8.3f}   ({lowest:.3f} to {highest:.3f})')
 
+    fastest = {}
+    for name in sorted(seconds, key=lambda name: statistics.median(seconds[name])):
+        fastest.setdefault(name.partition(',')[0], name)
     for one, other in _COMPARED:
-        if one in _SIDES.value and other in _SIDES.value:
-            best = [
-                min((f'{side}, XLA {jit}' for jit in _JIT.value), key=lambda name: statistics.median(seconds[name]))
-                for side in (one, other)
-            ]
-            compare(f'{one} / {other}', *best)
-    if 'ours' in _SIDES.value and {'off', 'on'} <= set(_JIT.value):
+        if one in fastest and other in fastest:
+            compare(f'{one} / {other}', fastest[one], fastest[other])
+    if {'ours, XLA off', 'ours, XLA on'} <= seconds.keys():
         compare('XLA off / on', 'ours, XLA off', 'ours, XLA on')
     if _OUTPUT.value:
         pathlib.Path(_OUTPUT.value).write_text(json.dumps(figures, indent=1) + '\n')
