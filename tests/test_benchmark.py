@@ -159,12 +159,15 @@ def test_expected_time_is_work_over_speed():
 
 
 def test_expected_scaling():
-    """One host waits for nobody; of two, each sends its gradients once; infinitely many send them twice."""
+    """One host waits for nobody; of two, each sends its gradients once, of infinitely many twice. Small sums take as
+    long however little they carry."""
     cost = estimate.cost(cityscapes.get_config(), 19)
-    told = {'step_seconds': 1.0, 'bytes_per_second': float(cost.all_reduce_bytes)}
+    told = {'step_seconds': 1.0, 'bytes_per_second': float(cost.all_reduce_bytes), 'latency': 0.0, 'microbatches': 1}
     assert estimate.scaling_efficiency(cost, hosts=1, **told) == 1
     assert estimate.scaling_efficiency(cost, hosts=2, **told) == pytest.approx(1 / 2)
     assert estimate.scaling_efficiency(cost, hosts=10**9, **told) == pytest.approx(1 / 3)
+    told |= {'bytes_per_second': float('inf'), 'latency': 1 / (8 * cost.norm_sums + 2), 'microbatches': 8}
+    assert estimate.scaling_efficiency(cost, hosts=2, **told) == pytest.approx(1 / 3)
 
 
 _CONFIG = """

@@ -91,7 +91,7 @@ def test_recomputation_changes_nothing_and_statistics_are_updated_once(options):
 
 
 @pytest.mark.parametrize('options', OPTIONS)
-def test_the_estimate_counts_every_parameter(options):
+def test_the_estimate_counts_every_parameter_and_sum(options):
     config = default.get_config()
     config.model.width, config.model.depth, config.data.crop = 4, 3, (60, 60)
     for name, value in options.items():
@@ -102,9 +102,11 @@ def test_the_estimate_counts_every_parameter(options):
     expected = sum(int(np.prod(variable.shape)) for variable in network.trainable_variables)
     cost = estimate.cost(config, num_classes=19)
     assert cost.parameters == expected
+    assert cost.norm_sums == len(network.non_trainable_variables)  # a mean and a variance; a sum forward, one backward
     config.runtime.recompute = True
     less = estimate.cost(config, num_classes=19)
     assert less.activation_bytes < 0.75 * cost.activation_bytes and less.parameters == cost.parameters
+    assert less.norm_sums == 1.5 * cost.norm_sums
     most = estimate.largest_microbatch(cost, memory := 10 * 2**20)
     assert estimate.step_bytes(cost, most) <= memory < estimate.step_bytes(cost, most + 1)
 

@@ -180,15 +180,23 @@ def _memory(config: ConfigDict, cost: estimate.Cost, replicas: int) -> Check:
 
 
 def expected_time(
-    config: ConfigDict, table: labels.Table, strategy: tf.distribute.Strategy, bytes_per_second: float
+    config: ConfigDict, table: labels.Table, strategy: tf.distribute.Strategy, bytes_per_second: float, latency: float
 ) -> Check:
-    """How long the run will take, from convolutions that are timed here, and what more hosts would make of it."""
+    """How long the run will take, from convolutions that are timed here, and what more hosts would make of it, of
+    which each can send so much and a message takes so many seconds besides."""
     classes = len(from_config.id_of_class(config.labels, table))
     alone = speed.step_seconds(config, classes, strategy)
     cost = estimate.cost(config, classes)
 
     def efficiency(hosts: int) -> float:
-        return estimate.scaling_efficiency(cost, step_seconds=alone, hosts=hosts, bytes_per_second=bytes_per_second)
+        return estimate.scaling_efficiency(
+            cost,
+            step_seconds=alone,
+            hosts=hosts,
+            bytes_per_second=bytes_per_second,
+            latency=latency,
+            microbatches=max(config.runtime.microbatches, 1),
+        )
 
     seconds = alone / efficiency(cluster.place(strategy)[1])
     more = ', '.join(f'{100 * efficiency(hosts):.0f} % on {hosts}' for hosts in (2, 4, 8, 16))
@@ -197,7 +205,8 @@ def expected_time(
         True,
         f'{seconds:.3g} s per step, {config.global_batch / seconds:.3g} images/s, '
         f'{config.num_steps * seconds / 3600:.3g} h for {config.num_steps:,} steps if none waits for data. More hosts, '
-        f'each with as many images, would be {more} efficient at {bytes_per_second / 1e9:g} GB/s',
+        f'each with as many images, would be {more} efficient at {bytes_per_second / 1e9:g} GB/s '
+        f'and {1000 * latency:g} ms per message',
     )
 
 

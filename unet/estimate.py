@@ -29,12 +29,14 @@ class Op:
       parameters: trainable numbers.
       flops: floating-point operations per image forward; a multiply-add is two.
       elements: numbers per image of its output.
+      sums: over devices, forward, and as many backward.
     """
 
     part: str
     parameters: int
     flops: int
     elements: int
+    sums: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +50,7 @@ class Cost:
       activation_bytes: kept for the backward pass, per image.
       in_flight_bytes: at the peak on top of it, per image.
       all_reduce_bytes: summed over devices per step, whatever the number of images.
+      norm_sums: small sums over devices per forward and backward pass, those of batch normalisation.
       checkpoint_bytes: of one checkpoint on disk.
     """
 
@@ -58,6 +61,7 @@ class Cost:
     activation_bytes: int
     in_flight_bytes: int
     all_reduce_bytes: int
+    norm_sums: int
     checkpoint_bytes: int
 
 
@@ -79,17 +83,19 @@ def cost(config: ConfigDict, num_classes: int) -> Cost:
         in_flight = 2 * largest
     height, width = config.data.crop
     pixels = height * width
+    again = 1 if config.runtime.recompute else 0  # forward
     slots = {'adam': 2, 'adamw': 2, 'sgd': 1}[config.optimizer.name] + (config.optimizer.ema > 0)
     image = pixels * (3 * wide + 3 + 1 + 4)  # normalised; as read; label; class
     logits = pixels * num_classes * wide
     return Cost(
         parameters=parameters,
         forward_flops=forward,
-        step_flops=(4 if config.runtime.recompute else 3) * forward,
+        step_flops=(3 + again) * forward,
         state_bytes=parameters * wide * (3 + slots),  # weights, their gradients, those of a part or packed to be summed
         activation_bytes=size * kept + image + logits,
         in_flight_bytes=size * in_flight + logits,
         all_reduce_bytes=parameters * wide,
+        norm_sums=(2 + again) * sum(op.sums for op in ops),
         checkpoint_bytes=parameters * wide * (1 + slots),
     )
 
@@ -124,36 +130,47 @@ def step_seconds(config: ConfigDict, num_classes: int, level_seconds: list[float
     return seconds * (4 / 3 if config.runtime.recompute else 1)
 
 
-def scaling_efficiency(cost: Cost, *, step_seconds: float, hosts: int, bytes_per_second: float) -> float:
+def scaling_efficiency(
+    cost: Cost, *, step_seconds: float, hosts: int, bytes_per_second: float, latency: float, microbatches: int
+) -> float:
     """Throughput of several hosts over so many times that of one, each with the same share of a larger batch.
 
-    The gradients are summed by a ring of hosts once all of them are there: each host sends 2 (n - 1) / n of them
-    (https://doi.org/10.1016/j.jpdc.2008.09.002). The small sums of batch statistics are not counted.
+    A sum goes round a ring of n hosts in 2 (n - 1) messages, each a host's n-th part of it
+    (https://doi.org/10.1016/j.jpdc.2008.09.002). The gradients are summed once all of them are there. What hosts wait
+    for each other because one is slower is not counted.
 
     Args:
       cost: of the step.
       step_seconds: of one host by itself.
       hosts: n.
       bytes_per_second: that a host can send.
+      latency: seconds that a message takes besides.
+      microbatches: parts that a step is computed in, each with its sums of batch normalisation.
     """
-    return step_seconds / (step_seconds + 2 * (hosts - 1) / hosts * cost.all_reduce_bytes / bytes_per_second)
+    sums = microbatches * cost.norm_sums + 2  # of the labels that count, and of the gradients
+    message_seconds = cost.all_reduce_bytes / hosts / bytes_per_second + sums * latency
+    return step_seconds / (step_seconds + 2 * (hosts - 1) * message_seconds)
 
 
 def _ops(config: ConfigDict, num_classes: int) -> Iterator[Op]:
     """The layers of `model.unet`, in order."""
     model = config.model
     loss = 1 if model.padding == 'valid' else 0  # pixels that a 3x3 convolution loses on each side
-    normalised = model.norm != 'none'
     height, width = config.data.crop
     skips = []
 
-    def convolution(part, inputs, outputs, size, height, width, norm=normalised):
+    def normalisation(part, channels, pixels):
+        if model.norm != 'none':
+            sums = 1 if model.norm == 'batch' else 0
+            yield Op(part, 2 * channels, 8 * channels * pixels, channels * pixels, sums)
+
+    def convolution(part, inputs, outputs, size, height, width, norm=True):
         """A convolution with its ReLU, and the normalisation after it."""
         pixels = height * width
         parameters = inputs * outputs * size * size + outputs
         yield Op(part, parameters, 2 * inputs * outputs * size * size * pixels, outputs * pixels)
         if norm:
-            yield Op(part, 2 * outputs, 8 * outputs * pixels, outputs * pixels)
+            yield from normalisation(part, outputs, pixels)
 
     def convolutions(part, inputs, outputs, height, width):
         yield from convolution(part, inputs, outputs, 3, height - 2 * loss, width - 2 * loss)
@@ -182,8 +199,7 @@ def _ops(config: ConfigDict, num_classes: int) -> Iterator[Op]:
             yield from convolution(part, inputs, outputs, 1, height, width)
         else:  # each output pixel of a 2x2 transposed convolution of stride 2 has one input pixel
             yield Op(part, 4 * inputs * outputs + outputs, 2 * inputs * outputs * pixels, outputs * pixels)
-            if normalised:
-                yield Op(part, 2 * outputs, 8 * outputs * pixels, outputs * pixels)
+            yield from normalisation(part, outputs, pixels)
         inputs = 2 * outputs if model.skip == 'concat' else outputs
         yield Op(part, 0, 0, inputs * pixels)
         yield from convolutions(part, inputs, outputs, height, width)

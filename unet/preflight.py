@@ -24,6 +24,12 @@ _SELFCHECK = flags.DEFINE_bool('selfcheck', False, 'Train a small network on the
 _BANDWIDTH = flags.DEFINE_float(
     'gigabytes_per_second', 10.0, 'That a host can send to the others, for the time expected.', lower_bound=0.001
 )
+_LATENCY = flags.DEFINE_float(
+    'latency_milliseconds',
+    0.02,
+    'That a message between hosts takes besides, for the time expected; about 0.7 between CPUs.',
+    lower_bound=0,
+)
 _JSON = flags.DEFINE_bool('json', False, 'Print one JSON object per check.')
 
 
@@ -81,7 +87,7 @@ def main() -> int:
         if config.init_from:
             network = from_config.network(config, table, replicas=1)
             attempt('init_from', 'fits', lambda: from_config.init_from(config.init_from, network))
-        tell(checks.expected_time(config, table, strategy, 1e9 * _BANDWIDTH.value))
+        tell(checks.expected_time(config, table, strategy, 1e9 * _BANDWIDTH.value, _LATENCY.value / 1000))
         if _SELFCHECK.value:
             for check in selfcheck.run(config, table, strategy):
                 stall.progress()
