@@ -106,7 +106,8 @@ def test_the_estimate_counts_every_parameter_and_sum(options):
     config.runtime.recompute = True
     less = estimate.cost(config, num_classes=19)
     assert less.activation_bytes < 0.75 * cost.activation_bytes and less.parameters == cost.parameters
-    assert less.norm_sums == 1.5 * cost.norm_sums
+    normalised = cost.norm_sums // 2
+    assert less.norm_sums == 3 * normalised - min(normalised, 1)  # all but the last one's are made again
     most = estimate.largest_microbatch(cost, memory := 10 * 2**20)
     assert estimate.step_bytes(cost, most) <= memory < estimate.step_bytes(cost, most + 1)
 

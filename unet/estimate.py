@@ -6,8 +6,8 @@
 
 The memory of a step is that of the state (weights, slots, means, gradients) and, per image, what the backward pass
 needs of the forward pass: the output of every convolution, normalisation, pooling and joining. With recomputation that
-is only the output of every level, and what one level needs while it is computed again. On top comes what is in flight:
-the gradients of the largest level's tensors, and the loss.
+is only the output of every level, and what one level needs while it is computed again; the last one in two halves. On
+top comes what is in flight: the gradients of the largest level's tensors, in at least float32, and the loss.
 """
 
 import dataclasses
@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from unet.model import AUXILIARY_CHANNELS
 
+_LAST_LEVEL, _LAST_HALF = 'up0', 'last'
 _BYTES = {'float32': 4, 'bfloat16': 2, 'float16': 2, 'float64': 8}
 
 
@@ -25,7 +26,7 @@ class Op:
     """One layer.
 
     Attributes:
-      part: the level it belongs to, what recomputation keeps or drops as a whole.
+      part: the level it belongs to, what recomputation drops as a whole; the last level has two.
       parameters: trainable numbers.
       flops: floating-point operations per image forward; a multiply-add is two.
       elements: numbers per image of its output.
@@ -76,26 +77,27 @@ def cost(config: ConfigDict, num_classes: int) -> Cost:
         parts.setdefault(op.part, []).append(op.elements)
     largest = max(op.elements for op in ops)
     if config.runtime.recompute:
+        # What the last half is computed from goes with it: it is not there while the first is computed again.
+        parts[_LAST_HALF].insert(0, parts[_LAST_LEVEL].pop())
         kept = sum(part[-1] for part in parts.values())
-        in_flight = max(sum(part[:-1]) for part in parts.values()) + largest
+        again, gradients = max(sum(part[:-1]) for part in parts.values()), largest
     else:
         kept = sum(map(sum, parts.values()))
-        in_flight = 2 * largest
+        again, gradients = 0, 2 * largest
     height, width = config.data.crop
     pixels = height * width
-    again = 1 if config.runtime.recompute else 0  # forward
     slots = {'adam': 2, 'adamw': 2, 'sgd': 1}[config.optimizer.name] + (config.optimizer.ema > 0)
     image = pixels * (3 * wide + 3 + 1 + 4)  # normalised; as read; label; class
     logits = pixels * num_classes * wide
     return Cost(
         parameters=parameters,
         forward_flops=forward,
-        step_flops=(3 + again) * forward,
+        step_flops=sum(_passes(config, op) * op.flops for op in ops),
         state_bytes=parameters * wide * (3 + slots),  # weights, their gradients, those of a part or packed to be summed
         activation_bytes=size * kept + image + logits,
-        in_flight_bytes=size * in_flight + logits,
+        in_flight_bytes=size * again + wide * gradients + logits,  # normalisation's are wide
         all_reduce_bytes=parameters * wide,
-        norm_sums=(2 + again) * sum(op.sums for op in ops),
+        norm_sums=sum((_passes(config, op) - 1) * op.sums for op in ops),
         checkpoint_bytes=parameters * wide * (1 + slots),
     )
 
@@ -123,11 +125,11 @@ def step_seconds(config: ConfigDict, num_classes: int, level_seconds: list[float
     height, width = config.data.crop
     seconds = 0.0
     for op in _ops(config, num_classes):
-        level = {'head': 0, 'auxiliary': 1}.get(op.part)
+        level = {'head': 0, _LAST_HALF: 0, 'auxiliary': 1}.get(op.part)
         level = int(op.part.removeprefix('down').removeprefix('up')) if level is None else level
         channels, pixels = config.model.width * 2**level, height * width / 4**level
-        seconds += op.flops / (18 * channels**2 * pixels) * level_seconds[level]
-    return seconds * (4 / 3 if config.runtime.recompute else 1)
+        seconds += _passes(config, op) / 3 * op.flops / (18 * channels**2 * pixels) * level_seconds[level]
+    return seconds
 
 
 def scaling_efficiency(
@@ -150,6 +152,12 @@ def scaling_efficiency(
     sums = microbatches * cost.norm_sums + 2  # of the labels that count, and of the gradients
     message_seconds = cost.all_reduce_bytes / hosts / bytes_per_second + sums * latency
     return step_seconds / (step_seconds + 2 * (hosts - 1) * message_seconds)
+
+
+def _passes(config: ConfigDict, op: Op) -> int:
+    """How many forward passes a step's work on a layer amounts to; the backward pass to two."""
+    recomputed = op.part.startswith(('down', 'up'))
+    return 4 if config.runtime.recompute and recomputed else 3
 
 
 def _ops(config: ConfigDict, num_classes: int) -> Iterator[Op]:
@@ -175,9 +183,11 @@ def _ops(config: ConfigDict, num_classes: int) -> Iterator[Op]:
     def convolutions(part, inputs, outputs, height, width):
         yield from convolution(part, inputs, outputs, 3, height - 2 * loss, width - 2 * loss)
         height, width = height - 4 * loss, width - 4 * loss
+        if model.residual and inputs != outputs:
+            yield from convolution(part, inputs, outputs, 1, height, width, norm=False)
+        if part == _LAST_LEVEL:
+            part = _LAST_HALF
         if model.residual:
-            if inputs != outputs:
-                yield from convolution(part, inputs, outputs, 1, height, width, norm=False)
             yield Op(part, 0, outputs * height * width, outputs * height * width)
         yield from convolution(part, outputs, outputs, 3, height, width)
 

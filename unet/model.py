@@ -11,7 +11,6 @@ https://arxiv.org/abs/1604.06174.
 
 import functools
 import math
-from collections.abc import Callable
 
 import keras
 import tensorflow as tf
@@ -70,33 +69,46 @@ class BilinearDouble(layers.Layer):
 class Part(layers.Layer):
     """A part of the network whose activations, with `recompute`, are computed again in the backward pass, not kept.
 
+    If `kept_from` is given, tensors in the midst of it, what comes after them is kept: of the network's last part, with
+    which the backward pass begins, so that it would be computed again at once, and less is in memory later on.
+
     What is computed the second time leaves the running statistics of normalisation as they are.
     """
 
-    def __init__(self, part: keras.Model, recompute: bool, **kwargs):
+    def __init__(self, part: keras.Model, recompute: bool, kept_from: tuple | None = None, **kwargs):
         super().__init__(**kwargs)
         self.part = part
         self._recompute = recompute
+        self._kept_from = kept_from
 
     def call(self, inputs: list[tf.Tensor], training: bool = False) -> tf.Tensor:
         if not (training and self._recompute):
             return self.part(inputs, training=training)
-        statistics = [variable.value for variable in self.part.non_trainable_variables]
-        before = []
-
-        def forward(*inputs: tf.Tensor) -> tf.Tensor:
-            again = bool(before)
-            before[:] = [[tf.identity(variable) for variable in statistics]]
-            output = self.part(list(inputs), training=True)
-            if again:
-                for variable, value in zip(statistics, before[0], strict=True):
-                    variable.assign(value)
-            return output
-
-        return tf.recompute_grad(forward)(*inputs)
+        if not self._kept_from:
+            return _recomputed(self.part, inputs)
+        between = list(self._kept_from)
+        kept = keras.Model(between, self.part.outputs[0])
+        return kept(_recomputed(keras.Model(self.part.inputs, between), inputs), training=True)
 
     def compute_output_shape(self, shapes: list[tuple[int | None, ...]]) -> tuple[int | None, ...]:
         return self.part.compute_output_shape(shapes)
+
+
+def _recomputed(part: keras.Model, inputs: list[tf.Tensor]) -> tf.Tensor | list[tf.Tensor]:
+    """`part(inputs)` in training, computed once more in the backward pass."""
+    statistics = [variable.value for variable in part.non_trainable_variables]
+    before = []
+
+    def forward(*inputs: tf.Tensor) -> tf.Tensor | list[tf.Tensor]:
+        again = bool(before)
+        before[:] = [[tf.identity(variable) for variable in statistics]]
+        output = part(list(inputs), training=True)
+        if again:
+            for variable, value in zip(statistics, before[0], strict=True):
+                variable.assign(value)
+        return output
+
+    return tf.recompute_grad(forward)(*inputs)
 
 
 def unet(
@@ -136,7 +148,8 @@ def unet(
       dropout: a second input, [b, 1, 1, bottom_channels], is multiplied with the bottom level's output.
       auxiliary: a second output, logits at half the resolution, from the second level of the decoder.
       synchronized: batch statistics over all replicas; needs a strategy.
-      recompute: compute the levels' activations again in the backward pass instead of keeping them.
+      recompute: compute the levels' activations again in the backward pass instead of keeping them, all but those of
+        the last convolution.
       for_xla: choose ops that XLA compiles well; changes rounding alone.
       precision: a key of `POLICIES`.
 
@@ -165,17 +178,18 @@ def unet(
         )(x)
 
     def convolutions(x, channels, name):
+        """The output, and what the second half of this is computed from."""
         shortcut = x
         x = normalise(convolution(x, channels, 3, f'{name}_conv_a', 'relu'), f'{name}_norm_a')
         if not residual:
-            return normalise(convolution(x, channels, 3, f'{name}_conv_b', 'relu'), f'{name}_norm_b')
-        x = convolution(x, channels, 3, f'{name}_conv_b')
+            return normalise(convolution(x, channels, 3, f'{name}_conv_b', 'relu'), f'{name}_norm_b'), (x,)
+        y = convolution(x, channels, 3, f'{name}_conv_b')
         if padding == 'valid':
             shortcut = layers.Cropping2D(2, dtype=policy, name=f'{name}_shortcut_crop')(shortcut)
         if shortcut.shape[-1] != channels:
             shortcut = convolution(shortcut, channels, 1, f'{name}_shortcut')
-        x = layers.Add(dtype=policy, name=f'{name}_sum')([x, shortcut])
-        return normalise(layers.ReLU(dtype=policy, name=f'{name}_relu')(x), f'{name}_norm_b')
+        y = layers.Add(dtype=policy, name=f'{name}_sum')([y, shortcut])
+        return normalise(layers.ReLU(dtype=policy, name=f'{name}_relu')(y), f'{name}_norm_b'), (x, shortcut)
 
     def pool(x, name):
         return (MaxPoolByReshape if for_xla else layers.MaxPooling2D)(dtype=policy, name=name)(x)
@@ -212,8 +226,12 @@ def unet(
         return convolutions(join(encoded, double(x, channels, f'up{level}'), level), channels, f'up{level}')
 
     def part(level_function, inputs, level):
+        given = [keras.Input(x.shape[1:], dtype=x.dtype) for x in inputs]
+        output, between = level_function(*given, level)
         name = level_function.__name__.replace('_level', str(level))
-        return _part(functools.partial(level_function, level=level), inputs, recompute, policy, name)
+        kept_from = between if name == 'up0' else None
+        model = keras.Model(given, output, name=name)
+        return Part(model, recompute, kept_from, dtype=policy, name=f'{name}_part')(inputs)
 
     images = x = keras.Input((None, None, 3), name='images', dtype=head)
     inputs, encoded = [images], []
@@ -251,12 +269,6 @@ def for_inference(network: keras.Model) -> keras.Model:
 def bottom_channels(width: int, depth: int) -> int:
     """Channels of the lowest level."""
     return width * 2 ** (depth - 1)
-
-
-def _part(function: Callable, inputs: list, recompute: bool, policy: str, name: str) -> tf.Tensor:
-    """`function(*inputs)` as one `Part`."""
-    given = [keras.Input(x.shape[1:], dtype=x.dtype) for x in inputs]
-    return Part(keras.Model(given, function(*given), name=name), recompute, dtype=policy, name=f'{name}_part')(inputs)
 
 
 def _skip_margin(level: int, depth: int) -> int:
