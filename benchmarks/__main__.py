@@ -32,7 +32,7 @@ _SMALL = (
     '--config.global_batch=4',
     '--config.data.crop=(128,256)',
 )
-_WORKERS = ('--config=configs/cityscapes_256.py', '--config.model.width=32', '--config.global_batch=4')
+_WORKERS = ('--config=configs/cityscapes_256.py', '--config.model.width=32', '--config.global_batch=8')
 # Part -> program and arguments; it writes <folder>/<part>.json, or into the folder of that name.
 _PARTS = {
     'loading': ('benchmarks.loading', '--cores=1', '--output={folder}/loading.json'),

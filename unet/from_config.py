@@ -321,7 +321,8 @@ def peak_learning_rate(config: ConfigDict) -> float:
 def jit_compile(config: ConfigDict, replicas: int) -> bool:
     """Whether XLA compiles the training step.
 
-    'auto': where there is one replica, whose step holds no collectives. On a CPU it then takes half the time.
+    'auto': where there is one replica, whose step holds no collectives. On a CPU it is then up to a quarter faster in
+    float32, at most 4 % slower on one core, and five times as fast in bfloat16 (`benchmarks.survey`).
 
     Raises:
       Failure: BAD_CONFIG if it is asked for where XLA cannot do it.
