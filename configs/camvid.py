@@ -1,4 +1,4 @@
-"""A small U-Net on CamVid (480x360, 11 classes written as Cityscapes label ids): about 15 minutes on two CPU cores.
+"""A small U-Net on CamVid (480x360, 11 classes written as Cityscapes label ids): half an hour on two CPU cores.
 
     python -m unet.main --config=configs/camvid.py --data_dir=data/camvid
 

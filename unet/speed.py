@@ -16,7 +16,7 @@ _MATRIX = {'GPU': 8192, 'CPU': 2048}  # rows and columns of the matrices
 _PRODUCTS = {'GPU': 20, 'CPU': 1}  # per call: one takes a GPU about as long as calling it and waiting for the answer
 _SECONDS = 0.5  # for which each thing is timed
 _IMAGES = 4  # that a convolution is timed on at the most; one alone takes 2 to 4 times as long as one of these
-_PIXELS = {'GPU': 2**21, 'CPU': 2**16}  # of each image, at the most; the time is proportional to them
+_PIXELS = {'GPU': 2**23, 'CPU': 2**18}  # of all of them, at the most; the time is proportional to them
 
 
 def matrix_flops(precision: str) -> float:
@@ -61,8 +61,9 @@ def level_seconds(config: ConfigDict, images: int, jit_compile: bool) -> list[fl
     """Seconds that one of so many images takes on one device, for each level of the network: of a 3x3 convolution of
     that level's size from as many channels to as many, with ReLU and normalisation, forward and backward."""
     height, width = config.data.crop
-    shrunk = max(1.0, (height * width / _PIXELS[_device()]) ** 0.5)
-    height, width, images = int(height / shrunk), int(width / shrunk), min(images, _IMAGES)
+    images = min(images, _IMAGES)
+    shrunk = max(1.0, (images * height * width / _PIXELS[_device()]) ** 0.5)
+    height, width = int(height / shrunk), int(width / shrunk)
     return [
         shrunk**2 * _convolution_seconds(config, level, [images, height >> level, width >> level], jit_compile)
         for level in range(config.model.depth)
