@@ -27,7 +27,7 @@ _BANDWIDTH = flags.DEFINE_float(
 _LATENCY = flags.DEFINE_float(
     'latency_milliseconds',
     0.02,
-    'That a message between hosts takes besides, for the time expected; about 0.7 between CPUs.',
+    'That a message between hosts takes besides, for the time expected; about 1 between CPUs.',
     lower_bound=0,
 )
 _JSON = flags.DEFINE_bool('json', False, 'Print one JSON object per check.')
