@@ -9,8 +9,8 @@ scored, which smooths the last steps' noise; a warm-up and a limit on the gradie
 makes rougher. The number that it reaches has not been measured.
 
 31.1 million parameters, 2.4 TFLOP per image and step, 6.1 EFLOP in all: 14 hours on one GPU that sustains 125 TFLOP/s
-(40 % of an A100's peak), 2 hours on eight at 90 % efficiency. Memory, by the estimate of unet.preflight: 30 GiB for 16
-images on one GPU, 4 GiB for the 2 of each of eight; runtime.recompute halves it, runtime.microbatches=0 fits the rest.
+(40 % of an A100's peak), 2 hours on eight at 90 % efficiency. Memory, by the estimate of unet.preflight: 34 GiB for 16
+images on one GPU, 5 GiB for the 2 of each of eight; runtime.recompute halves it, runtime.microbatches=0 fits the rest.
 JPEG records (--image_format=jpeg) or several cores per GPU keep such GPUs fed.
 """
 

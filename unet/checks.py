@@ -188,6 +188,12 @@ def expected_time(
     alone = speed.step_seconds(config, classes, strategy)
     cost = estimate.cost(config, classes)
 
+    share = config.global_batch // strategy.num_replicas_in_sync
+    fits = estimate.largest_microbatch(cost, memory.device_bytes(config.runtime.virtual_devices))
+    parts = config.runtime.microbatches or next(
+        (number for number in range(1, share) if share % number == 0 and share // number <= fits), share
+    )
+
     def efficiency(hosts: int) -> float:
         return estimate.scaling_efficiency(
             cost,
@@ -195,7 +201,7 @@ def expected_time(
             hosts=hosts,
             bytes_per_second=bytes_per_second,
             latency=latency,
-            microbatches=max(config.runtime.microbatches, 1),
+            microbatches=parts,
         )
 
     seconds = alone / efficiency(cluster.place(strategy)[1])

@@ -6,8 +6,9 @@
 
 The memory of a step is that of the state (weights, slots, means, gradients) and, per image, what the backward pass
 needs of the forward pass: the output of every convolution, normalisation, pooling and joining. With recomputation that
-is only the output of every level, and what one level needs while it is computed again; the last one in two halves. On
-top comes what is in flight: the gradients of the largest level's tensors, in at least float32, and the loss.
+is only the output of every level, what one level needs while it is computed again, and until then what is not computed
+again: the last level's second half and the heads. On top comes what is in flight: the gradients of the largest level's
+tensors, in at least float32, and the loss.
 """
 
 import dataclasses
@@ -15,9 +16,9 @@ from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 
-from unet.model import AUXILIARY_CHANNELS
+from unet.model import AUXILIARY_CHANNELS, LAST_LEVEL
 
-_LAST_LEVEL, _LAST_HALF = 'up0', 'last'
+_LAST_HALF = 'last'  # of the last level, which is not computed again
 _BYTES = {'float32': 4, 'bfloat16': 2, 'float16': 2, 'float64': 8}
 
 
@@ -26,7 +27,7 @@ class Op:
     """One layer.
 
     Attributes:
-      part: the level it belongs to, what recomputation drops as a whole; the last level has two.
+      part: the level it belongs to, what recomputation drops, or keeps, as a whole.
       parameters: trainable numbers.
       flops: floating-point operations per image forward; a multiply-add is two.
       elements: numbers per image of its output.
@@ -77,10 +78,10 @@ def cost(config: ConfigDict, num_classes: int) -> Cost:
         parts.setdefault(op.part, []).append(op.elements)
     largest = max(op.elements for op in ops)
     if config.runtime.recompute:
-        # What the last half is computed from goes with it: it is not there while the first is computed again.
-        parts[_LAST_HALF].insert(0, parts[_LAST_LEVEL].pop())
-        kept = sum(part[-1] for part in parts.values())
-        again, gradients = max(sum(part[:-1]) for part in parts.values()), largest
+        kept = sum(part[-1] if _recomputed(name) else sum(part) for name, part in parts.items())
+        gone = sum(parts[_LAST_HALF]) + parts[LAST_LEVEL][-1]  # before anything is computed again
+        again = max(0, max(sum(part[:-1]) for name, part in parts.items() if _recomputed(name)) - gone)
+        gradients = largest
     else:
         kept = sum(map(sum, parts.values()))
         again, gradients = 0, 2 * largest
@@ -95,7 +96,7 @@ def cost(config: ConfigDict, num_classes: int) -> Cost:
         step_flops=sum(_passes(config, op) * op.flops for op in ops),
         state_bytes=parameters * wide * (3 + slots),  # weights, their gradients, those of a part or packed to be summed
         activation_bytes=size * kept + image + logits,
-        in_flight_bytes=size * again + wide * gradients + logits,  # normalisation's are wide
+        in_flight_bytes=size * again + wide * gradients + logits,
         all_reduce_bytes=parameters * wide,
         norm_sums=sum((_passes(config, op) - 1) * op.sums for op in ops),
         checkpoint_bytes=parameters * wide * (1 + slots),
@@ -156,8 +157,11 @@ def scaling_efficiency(
 
 def _passes(config: ConfigDict, op: Op) -> int:
     """How many forward passes a step's work on a layer amounts to; the backward pass to two."""
-    recomputed = op.part.startswith(('down', 'up'))
-    return 4 if config.runtime.recompute and recomputed else 3
+    return 4 if config.runtime.recompute and _recomputed(op.part) else 3
+
+
+def _recomputed(part: str) -> bool:
+    return part.startswith(('down', 'up'))
 
 
 def _ops(config: ConfigDict, num_classes: int) -> Iterator[Op]:
@@ -185,7 +189,7 @@ def _ops(config: ConfigDict, num_classes: int) -> Iterator[Op]:
         height, width = height - 4 * loss, width - 4 * loss
         if model.residual and inputs != outputs:
             yield from convolution(part, inputs, outputs, 1, height, width, norm=False)
-        if part == _LAST_LEVEL:
+        if part == LAST_LEVEL:
             part = _LAST_HALF
         if model.residual:
             yield Op(part, 0, outputs * height * width, outputs * height * width)

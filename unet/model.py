@@ -11,6 +11,7 @@ https://arxiv.org/abs/1604.06174.
 
 import functools
 import math
+from collections.abc import Callable
 
 import keras
 import tensorflow as tf
@@ -27,6 +28,7 @@ POLICIES = {
 }
 
 AUXILIARY_CHANNELS = 64
+LAST_LEVEL = 'up0'
 _GROUPS = 16  # of group normalisation, or as many as divide the channels
 
 
@@ -67,35 +69,32 @@ class BilinearDouble(layers.Layer):
 
 
 class Part(layers.Layer):
-    """A part of the network whose activations, with `recompute`, are computed again in the backward pass, not kept.
+    """A part of the network.
 
-    If `kept_from` is given, tensors in the midst of it, what comes after them is kept: of the network's last part, with
-    which the backward pass begins, so that it would be computed again at once, and less is in memory later on.
-
-    What is computed the second time leaves the running statistics of normalisation as they are.
+    Args:
+      part: what it computes.
+      in_training: computes the same from the same inputs, and takes its place in training.
     """
 
-    def __init__(self, part: keras.Model, recompute: bool, kept_from: tuple | None = None, **kwargs):
+    def __init__(self, part: keras.Model, in_training: Callable | None = None, **kwargs):
         super().__init__(**kwargs)
         self.part = part
-        self._recompute = recompute
-        self._kept_from = kept_from
+        self._in_training = in_training
 
     def call(self, inputs: list[tf.Tensor], training: bool = False) -> tf.Tensor:
-        if not (training and self._recompute):
-            return self.part(inputs, training=training)
-        if not self._kept_from:
-            return _recomputed(self.part, inputs)
-        between = list(self._kept_from)
-        kept = keras.Model(between, self.part.outputs[0])
-        return kept(_recomputed(keras.Model(self.part.inputs, between), inputs), training=True)
+        if training and self._in_training:
+            return self._in_training(inputs)
+        return self.part(inputs, training=training)
 
     def compute_output_shape(self, shapes: list[tuple[int | None, ...]]) -> tuple[int | None, ...]:
         return self.part.compute_output_shape(shapes)
 
 
 def _recomputed(part: keras.Model, inputs: list[tf.Tensor]) -> tf.Tensor | list[tf.Tensor]:
-    """`part(inputs)` in training, computed once more in the backward pass."""
+    """`part(inputs)` in training, whose activations are computed again in the backward pass, not kept.
+
+    What is computed the second time leaves the running statistics of normalisation as they are.
+    """
     statistics = [variable.value for variable in part.non_trainable_variables]
     before = []
 
@@ -229,9 +228,17 @@ def unet(
         given = [keras.Input(x.shape[1:], dtype=x.dtype) for x in inputs]
         output, between = level_function(*given, level)
         name = level_function.__name__.replace('_level', str(level))
-        kept_from = between if name == 'up0' else None
-        model = keras.Model(given, output, name=name)
-        return Part(model, recompute, kept_from, dtype=policy, name=f'{name}_part')(inputs)
+        whole, in_training = keras.Model(given, output, name=name), None
+        if recompute and name == LAST_LEVEL:
+            first, last = keras.Model(given, list(between)), keras.Model(list(between), output)
+
+            def in_training(inputs):
+                # The backward pass begins with what is computed last, which would be computed again at once.
+                return last(_recomputed(first, inputs), training=True)
+
+        elif recompute:
+            in_training = functools.partial(_recomputed, whole)
+        return Part(whole, in_training, dtype=policy, name=f'{name}_part')(inputs)
 
     images = x = keras.Input((None, None, 3), name='images', dtype=head)
     inputs, encoded = [images], []

@@ -15,8 +15,8 @@ from unet import cluster, estimate, from_config, memory, model, normalization, t
 _MATRIX = {'GPU': 8192, 'CPU': 2048}  # rows and columns of the matrices
 _PRODUCTS = {'GPU': 20, 'CPU': 1}  # per call: one takes a GPU about as long as calling it and waiting for the answer
 _SECONDS = 0.5  # for which each thing is timed
-_IMAGES = 4  # that a convolution is timed on at the most; one alone takes 2 to 4 times as long as one of these
-_PIXELS = {'GPU': 2**23, 'CPU': 2**18}  # of all of them, at the most; the time is proportional to them
+_IMAGES = 4  # that a convolution is timed on at the most; one alone takes up to 4 times as long as one of these
+_PIXELS = {'GPU': 2**23, 'CPU': 2**18}  # of all of them, at the most; above it the time is proportional to them
 
 
 def matrix_flops(precision: str) -> float:
