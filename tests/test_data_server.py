@@ -133,6 +133,7 @@ def test_a_server_that_comes_later_is_found_and_one_that_freezes_is_given_up(dat
             np.testing.assert_array_equal(expected, found)
         assert made_here == [3]
         process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED)  # it might still answer
         servers.fetch(5, counted, parts)
         assert made_here == [3, 5]
         assert f'data server {name} is gone (it does not answer in time)' in capfd.readouterr().err
