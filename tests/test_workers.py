@@ -176,7 +176,7 @@ def test_the_environment_says_who_computes():
 @pytest.mark.parametrize(('status', 'of_others'), [(entry.BAD_DATA, entry.PEER_LOST), (entry.STOPPED, entry.STOPPED)])
 def test_ranks_gather_agree_and_hear_of_a_failure(status, of_others):
     addresses = [f'127.0.0.1:{port}' for port in _free_ports(3)]
-    outcomes = {}
+    outcomes, all_told = {}, threading.Barrier(3)
 
     def rank_main(rank):
         try:
@@ -185,6 +185,7 @@ def test_ranks_gather_agree_and_hear_of_a_failure(status, of_others):
                 group.agree('the same', 1, '')
                 with pytest.raises(entry.Failure, match=r'colour differs between rank 0 .* and rank 2'):
                     group.agree('colour', 'green' if rank == 2 else 'red', 'paint it')
+                all_told.wait(20)  # or rank 1's end may be what others hear of first
                 if rank == 1:
                     raise entry.Failure(status, 'a broken record')
                 group.gather(None)
