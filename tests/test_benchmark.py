@@ -147,7 +147,7 @@ def test_products_one_after_the_other_stay_finite(dtype):
 
 
 def test_expected_time_is_work_over_speed():
-    """Of a device that is equally fast in all levels; recomputing costs most of another forward pass."""
+    """Of a device that is equally fast in all levels; recomputing costs another forward pass but for its end."""
     config, rate = default.get_config(), 1e12
     height, width = config.data.crop
     one_convolution = 3 * 2 * 9 * config.model.width**2 * height * width / rate  # the same work on every level
@@ -157,6 +157,11 @@ def test_expected_time_is_work_over_speed():
     config.runtime.recompute = True
     again = estimate.step_seconds(config, 19, levels)
     assert again == pytest.approx(estimate.cost(config, 19).step_flops / rate)
+    channels = config.model.width
+    kept = (
+        (2 * 9 * channels**2 + 8 * channels + 2 * channels * 19) * height * width
+    )  # the last convolution and the head
+    assert again == pytest.approx(seconds + (estimate.cost(config, 19).forward_flops - kept) / rate)
     assert 1.3 * seconds < again < 4 / 3 * seconds
 
 

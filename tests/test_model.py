@@ -94,19 +94,19 @@ def test_recomputation_changes_nothing_and_statistics_are_updated_once(options):
 @pytest.mark.parametrize('options', OPTIONS)
 def test_the_estimate_counts_every_parameter_and_sum(options):
     config = default.get_config()
-    config.model.width, config.model.depth, config.data.crop = 4, 3, (60, 60)
+    config.model.width, config.model.depth, config.data.crop = 8, 3, (60, 60)
     for name, value in options.items():
         if name != 'auxiliary':
             config.model[name] = value
     config.loss.auxiliary = 0.4 if options.get('auxiliary') else 0.0
-    network = model.unet(19, width=4, depth=3, **options)
+    network = model.unet(19, width=8, depth=3, **options)
     expected = sum(int(np.prod(variable.shape)) for variable in network.trainable_variables)
     cost = estimate.cost(config, num_classes=19)
     assert cost.parameters == expected
     assert cost.norm_sums == len(network.non_trainable_variables)  # a mean and a variance; a sum forward, one backward
     config.runtime.recompute = True
     less = estimate.cost(config, num_classes=19)
-    assert less.activation_bytes < 0.8 * cost.activation_bytes and less.parameters == cost.parameters
+    assert less.activation_bytes < 0.75 * cost.activation_bytes and less.parameters == cost.parameters
     normalised = cost.norm_sums // 2
     kept = (1 + bool(options.get('auxiliary'))) * bool(normalised)  # the last, and the auxiliary head's
     assert less.norm_sums == 3 * normalised - kept

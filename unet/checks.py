@@ -187,12 +187,9 @@ def expected_time(
     classes = len(from_config.id_of_class(config.labels, table))
     alone = speed.step_seconds(config, classes, strategy)
     cost = estimate.cost(config, classes)
-
     share = config.global_batch // strategy.num_replicas_in_sync
-    fits = estimate.largest_microbatch(cost, memory.device_bytes(config.runtime.virtual_devices))
-    parts = config.runtime.microbatches or next(
-        (number for number in range(1, share) if share % number == 0 and share // number <= fits), share
-    )
+    fitting = estimate.microbatches(cost, share, memory.device_bytes(config.runtime.virtual_devices))
+    parts = config.runtime.microbatches or next(fitting, share)
 
     def efficiency(hosts: int) -> float:
         return estimate.scaling_efficiency(

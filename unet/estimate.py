@@ -113,6 +113,12 @@ def largest_microbatch(cost: Cost, memory: int) -> int:
     return max(0, (memory - cost.state_bytes) // (cost.activation_bytes + cost.in_flight_bytes))
 
 
+def microbatches(cost: Cost, images: int, memory: int) -> Iterator[int]:
+    """Numbers of equal parts of so many images whose parts fit a device of so many bytes, from the smallest."""
+    most = largest_microbatch(cost, memory)
+    return (number for number in range(1, images + 1) if images % number == 0 and images // number <= most)
+
+
 def step_seconds(config: ConfigDict, num_classes: int, level_seconds: list[float]) -> float:
     """Time to train on one image, from that of one convolution per level.
 

@@ -74,10 +74,7 @@ def find_microbatches(
     """
     share = config.global_batch // replicas
     memory = int(_USABLE * device_bytes(config.runtime.virtual_devices))
-    fits = estimate.largest_microbatch(estimate.cost(config, num_classes), memory)
-    for parts in (number for number in range(1, share + 1) if share % number == 0):
-        if share // parts > fits:
-            continue
+    for parts in estimate.microbatches(estimate.cost(config, num_classes), share, memory):
         tried = config.copy_and_resolve_references()
         tried.runtime.microbatches = parts
         forget_gpu_peak()

@@ -181,14 +181,14 @@ def unet(
         shortcut = x
         x = normalise(convolution(x, channels, 3, f'{name}_conv_a', 'relu'), f'{name}_norm_a')
         if not residual:
-            return normalise(convolution(x, channels, 3, f'{name}_conv_b', 'relu'), f'{name}_norm_b'), (x,)
+            return normalise(convolution(x, channels, 3, f'{name}_conv_b', 'relu'), f'{name}_norm_b'), [x]
         y = convolution(x, channels, 3, f'{name}_conv_b')
         if padding == 'valid':
             shortcut = layers.Cropping2D(2, dtype=policy, name=f'{name}_shortcut_crop')(shortcut)
         if shortcut.shape[-1] != channels:
             shortcut = convolution(shortcut, channels, 1, f'{name}_shortcut')
         y = layers.Add(dtype=policy, name=f'{name}_sum')([y, shortcut])
-        return normalise(layers.ReLU(dtype=policy, name=f'{name}_relu')(y), f'{name}_norm_b'), (x, shortcut)
+        return normalise(layers.ReLU(dtype=policy, name=f'{name}_relu')(y), f'{name}_norm_b'), [x, shortcut]
 
     def pool(x, name):
         return (MaxPoolByReshape if for_xla else layers.MaxPooling2D)(dtype=policy, name=name)(x)
@@ -230,7 +230,7 @@ def unet(
         name = level_function.__name__.replace('_level', str(level))
         whole, in_training = keras.Model(given, output, name=name), None
         if recompute and name == LAST_LEVEL:
-            first, last = keras.Model(given, list(between)), keras.Model(list(between), output)
+            first, last = keras.Model(given, between), keras.Model(between, output)
 
             def in_training(inputs):
                 # The backward pass begins with what is computed last, which would be computed again at once.
