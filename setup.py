@@ -20,7 +20,6 @@ CORE = [
     'matplotlib>=3.9',  # the heat map of a confusion matrix
     'pillow>=11',  # PNG and JPEG outside of TensorFlow, pictures with text
     'tqdm>=4.66',  # progress bars
-    'jinja2>=3',  # templates: the launchers' job files, the HTML of unet.report
     'jinja2>=3',  # the HTML of unet.report, templates of the launchers
     'pyyaml>=6',  # Kubernetes manifests
 ]
@@ -33,14 +32,14 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     python_requires='>=3.11,<3.14',
-    packages=find_packages(include=['configs', 'data_prep', 'launch', 'unet']),
+    packages=find_packages(include=['configs', 'data_prep', 'launch', 'unet', 'unet.*']),
     # Without a C compiler or Python's headers they are left out, and Pillow, NumPy and TensorFlow do it, more slowly.
     ext_modules=[
         Extension('data_prep._png', ['data_prep/_png.c'], optional=True),
         Extension('unet._count', ['unet/_count.c'], optional=True),
         Extension('unet._pixels', ['unet/_pixels.c'], optional=True, extra_compile_args=['-O3']),
     ],
-    package_data={'unet': ['*.jinja'], 'launch': ['templates/*']},
+    package_data={'unet.reporting': ['*.jinja'], 'launch': ['templates/*']},
     install_requires=CORE,
     extras_require={
         'core': [],  # nothing more; the make targets name a set of extras

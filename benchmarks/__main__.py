@@ -18,7 +18,7 @@ from collections.abc import Callable
 
 from absl import flags
 
-from launch import entry
+from launch import entry, host
 
 _FOLDER = flags.DEFINE_string('folder', 'benchmark', 'Where the figures go.')
 _REPOSITORY = flags.DEFINE_string(
@@ -217,7 +217,7 @@ _AIMS = (
 def main() -> None:
     folder = pathlib.Path(_FOLDER.value)
     if set(_ONLY.value) - set(_PARTS):
-        raise entry.Failure(entry.BAD_USAGE, f'--only={",".join(_ONLY.value)}: choose of {",".join(_PARTS)}')
+        raise entry.UserError(entry.BAD_USAGE, f'--only={",".join(_ONLY.value)}: choose of {",".join(_PARTS)}')
     folder.mkdir(parents=True, exist_ok=True)
     minutes = {}
     for part in _ONLY.value or _PARTS:
@@ -228,13 +228,13 @@ def main() -> None:
         started = time.monotonic()
         status = subprocess.run([sys.executable, *arguments]).returncode
         if status:
-            raise entry.Failure(status, f'{part} ended with status {status}, for the reason above')
+            raise entry.UserError(status, f'{part} ended with status {status}, for the reason above')
         minutes[part] = round((time.monotonic() - started) / 60, 2)
     found = {part: json.loads(path.read_text()) for part in _PARTS if (path := _output(folder, part)).exists()}
-    found['machine'] = {'cores': entry.cores(), 'processor': _processor(), 'python': platform.python_version()}
+    found['machine'] = {'cores': host.cores(), 'processor': _processor(), 'python': platform.python_version()}
     found['minutes'] = minutes
     (folder / 'benchmark.json').write_text(json.dumps(found, indent=1) + '\n')
-    print(f'\n=== {found["machine"]["processor"]}, {entry.cores()} cores, {sum(minutes.values()):.0f} min: {minutes}')
+    print(f'\n=== {found["machine"]["processor"]}, {host.cores()} cores, {sum(minutes.values()):.0f} min: {minutes}')
     for aim in _AIMS:
         if aim.part in found:
             print(_line(aim, aim.value(found[aim.part])))

@@ -12,15 +12,18 @@ import tensorflow as tf
 from ml_collections import ConfigDict
 
 from data_prep import labels
-from unet import from_config
+from unet.data import build as data_build
+from unet.diagnostics import throughput
+from unet.models import build as model_build
+from unet.training import build as training_build
 
 
 def step_and_batch(config: ConfigDict) -> tuple[Callable, dict[str, tf.Tensor]]:
     """The step of one device on a new network, compiled if the config says so, and a batch of noise."""
-    network = from_config.network(config, labels.CITYSCAPES, replicas=1)
-    state = from_config.train_state(config, network)
-    step = tf.function(from_config.replica_step(config, network, state, labels.CITYSCAPES, 1, None))
-    batch = from_config.noise_batch(config, config.global_batch)
+    network = model_build.model(config, labels.CITYSCAPES, replicas=1)
+    state = training_build.train_state(config, network)
+    step = tf.function(training_build.replica_step(config, network, state, labels.CITYSCAPES, 1, None))
+    batch = data_build.noise_batch(config, config.global_batch)
     return step, {name: tf.constant(values) for name, values in batch.items()}
 
 
@@ -28,10 +31,10 @@ def training_steps(config: ConfigDict, strategy: tf.distribute.Strategy, steps: 
     """A function that takes so many of unet.main's steps on a new network, one per call of them, and returns when they
     are done."""
     with strategy.scope():
-        network = from_config.network(config, labels.CITYSCAPES, replicas=1)
-        state = from_config.train_state(config, network)
-    train_steps = from_config.train_steps(config, network, state, labels.CITYSCAPES, strategy, None)
-    batches = from_config.iterate(from_config.same_batch_again(config, strategy))
+        network = model_build.model(config, labels.CITYSCAPES, replicas=1)
+        state = training_build.train_state(config, network)
+    train_steps = training_build.train_steps(config, network, state, labels.CITYSCAPES, strategy, None)
+    batches = data_build.iterate(throughput.same_batch_again(config, strategy))
 
     def take_steps():
         for _ in range(steps):

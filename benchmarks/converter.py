@@ -28,7 +28,7 @@ import zipfile
 from absl import flags
 
 from benchmarks import frames
-from launch import entry
+from launch import entry, host
 
 _SOURCE = flags.DEFINE_string('source', None, 'Dataset whose first frames are copied; default two synthetic frames.')
 _IMAGES = flags.DEFINE_integer('images', 240, 'Images to convert.', lower_bound=12)
@@ -90,8 +90,8 @@ def compare(scratch: pathlib.Path, images: int, rounds: int) -> dict:
 
 def print_ratios(figures: dict[str, list[tuple[float, float, float]]], images: int) -> dict:
     """Medians of all rounds, and of the rounds' ratios: what else went on is then alike for both."""
-    result = {'images': images, 'cores': entry.cores()}
-    print(f'\n{images} images, {entry.cores()} cores, medians of {len(figures["tfds"])} rounds, images/s')
+    result = {'images': images, 'cores': host.cores()}
+    print(f'\n{images} images, {host.cores()} cores, medians of {len(figures["tfds"])} rounds, images/s')
     print(f'{"":<24}{"TFDS":>9}{"ours":>9}{"cp":>9}{"ours / TFDS":>14}{"lowest":>9}{"highest":>9}')
     for column, quantity in enumerate(('wall', 'CPU', 'building')):
         rates = {name: images / statistics.median(row[column] for row in rows) for name, rows in figures.items()}
@@ -123,7 +123,7 @@ def run(command: list, out: pathlib.Path) -> tuple[float, float, float]:
     except ChildProcessError:
         pass  # no process of it is left
     if status:
-        raise entry.Failure(entry.BUG, f'{command[0]} failed: {output[-2000:]}')
+        raise entry.UserError(entry.BUG, f'{command[0]} failed: {output[-2000:]}')
     told = re.search(r'in ([\d.]+) s', output)
     return wall, cpu, float(told[1]) if told else wall
 
@@ -142,7 +142,7 @@ def peak_memory(scratch: pathlib.Path, images: int) -> int:
             peak, sum(_memory(path) for path in pathlib.Path('/proc').glob('[0-9]*') if _session(path) == process.pid)
         )
     if process.returncode:
-        raise entry.Failure(entry.BUG, f'the build of {images} images failed')
+        raise entry.UserError(entry.BUG, f'the build of {images} images failed')
     return peak
 
 

@@ -17,7 +17,7 @@ import tempfile
 import numpy as np
 from absl import flags
 
-from data_prep import street
+from data_prep import synthetic_scene
 from launch import entry
 from tests import official
 
@@ -35,7 +35,7 @@ _WORN = 0.02  # share of the pixels that are changed at random
 def main() -> None:
     compiled = _compiled_part()
     random = np.random.default_rng(0)
-    scenes = [street.draw(_SIZE, np.random.default_rng(seed))[1] for seed in range(_IMAGES)]
+    scenes = [synthetic_scene.draw(_SIZE, np.random.default_rng(seed))[1] for seed in range(_IMAGES)]
     moved = [(truth, np.roll(truth, _MOVED, 1)) for truth in scenes]
     worn = [
         (truth, np.where(random.random(_SIZE) < _WORN, random.integers(0, official.IDS, _SIZE, np.uint8), predicted))

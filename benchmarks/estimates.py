@@ -16,7 +16,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from configs import camvid, cityscapes, cityscapes_256, synthetic
-from launch import entry
+from launch import entry, host
 
 _ONLY = flags.DEFINE_list('only', [], 'Cases to look at; default all.')
 _OUTPUT = flags.DEFINE_string('output', None, 'JSON file for the figures.')
@@ -40,7 +40,7 @@ _CASES = {
 def main() -> None:
     unknown = set(_ONLY.value) - set(_CASES)
     if unknown:
-        raise entry.Failure(entry.BAD_USAGE, f'--only={",".join(unknown)}: choose of {"; ".join(_CASES)}')
+        raise entry.UserError(entry.BAD_USAGE, f'--only={",".join(unknown)}: choose of {"; ".join(_CASES)}')
     figures = {}
     print(f'{"":<32}{"estimate":>12}{"XLA":>12}{"ratio":>8}   in GiB')
     with tempfile.TemporaryDirectory() as dumps:
@@ -66,12 +66,13 @@ def main() -> None:
 def bytes_of_step(config: ConfigDict, dumps: pathlib.Path) -> tuple[int, int]:
     """Memory of a step by our estimate and by the compiler, which writes its buffer assignment into the folder `dumps`
     (XLA_FLAGS=--xla_dump_to=..., set before TensorFlow is imported)."""
-    with entry.quiet_import():
+    with host.quiet_import():
         import tensorflow as tf
 
     from benchmarks import bare
     from data_prep import labels
-    from unet import estimate, from_config
+    from unet.models import build as model_build
+    from unet.models import step_cost
 
     config.runtime.jit_compile = 'on'
     step, batch = bare.step_and_batch(config)
@@ -80,8 +81,8 @@ def bytes_of_step(config: ConfigDict, dumps: pathlib.Path) -> tuple[int, int]:
     found = {path: _total(path) for path in dumps.glob('*buffer-assignment.txt')}
     for path in dumps.iterdir():
         path.unlink()
-    classes = len(from_config.id_of_class(config.labels, labels.CITYSCAPES))
-    return estimate.step_bytes(estimate.cost(config, classes), config.global_batch), max(found.values())
+    classes = len(model_build.id_of_class(config.labels, labels.CITYSCAPES))
+    return step_cost.step_bytes(step_cost.cost(config, classes), config.global_batch), max(found.values())
 
 
 def _total(path: pathlib.Path) -> int:

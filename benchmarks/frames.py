@@ -5,7 +5,7 @@ folder = frames.copy('/data/cityscapes', scratch / 'source', 240)
 
 import pathlib
 
-from data_prep import files, sources, synthesize
+from data_prep import cityscapes_layout, source_files, synthesize
 
 _FRAMES = 8  # of the source, at most, that the copies are made of
 
@@ -22,7 +22,9 @@ def copy(source: str | None, root: pathlib.Path, images: int) -> pathlib.Path:
         source = root.with_name('frames')
         for index in range(2):
             synthesize.write_scene(('train', index), root=source, size=(1024, 2048), seed=0)
-    pairs = [pair for pair in sources.scan(source).pairs if pair.label and pair.label.endswith('.png')][:_FRAMES]
+    pairs = [pair for pair in cityscapes_layout.scan(source).pairs if pair.label and pair.label.endswith('.png')][
+        :_FRAMES
+    ]
     for number in range(images):
         pair, part = pairs[number % len(pairs)], number * 12 // images
         split = 'val' if part == 10 else 'test' if part == 11 else 'train'
@@ -32,5 +34,5 @@ def copy(source: str | None, root: pathlib.Path, images: int) -> pathlib.Path:
         ):
             path = root / kind / split / 'ulm' / f'ulm_{number:06d}_000019_{suffix}.png'
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(files.read(source, location))
+            path.write_bytes(source_files.read(source, location))
     return root

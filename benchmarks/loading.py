@@ -38,7 +38,7 @@ from multiprocessing.connection import Connection
 from absl import flags
 
 from benchmarks import frames
-from launch import entry
+from launch import entry, host
 
 _SOURCE = flags.DEFINE_string('source', None, 'Dataset whose first frames are copied; default two synthetic frames.')
 _ROUNDS = flags.DEFINE_integer('rounds', 4, 'Times that each side is measured.', lower_bound=1)
@@ -63,7 +63,7 @@ def main() -> None:
     there = sorted(os.sched_getaffinity(0))
     counts = [int(count) for count in _CORES.value] if _CORES.value else sorted({1, len(there)})
     if not all(1 <= count <= len(there) for count in counts):
-        raise entry.Failure(entry.BAD_USAGE, f'--cores={",".join(_CORES.value)}: this process may use {len(there)}')
+        raise entry.UserError(entry.BAD_USAGE, f'--cores={",".join(_CORES.value)}: this process may use {len(there)}')
     sides = {side: {'records': flags, 'config': config} for side, (flags, config, _) in _SIDES.items()}
     result = {'source': _SOURCE.value or 'two synthetic frames of 2048x1024', 'sides': sides, 'cores': {}}
     with tempfile.TemporaryDirectory(dir=_SCRATCH.value) as scratch:
@@ -109,7 +109,7 @@ def measure(folders: dict[str, pathlib.Path], cores: set[int], rounds: int, seco
             return connection.recv()
         except EOFError:
             process.join()
-            raise entry.Failure(entry.BUG, f'{side}: its process ended with status {process.exitcode}') from None
+            raise entry.UserError(entry.BUG, f'{side}: its process ended with status {process.exitcode}') from None
 
     rates = collections.defaultdict(list)
     for side in children:
@@ -168,7 +168,7 @@ def serve(side: str, folder: pathlib.Path, cores: set[int], seconds: float, conn
     """A side's process: answers questions until it is told to end."""
     os.sched_setaffinity(0, cores)  # before TensorFlow counts them
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
-    with entry.quiet_import():
+    with host.quiet_import():
         import tensorflow  # noqa: F401
     batch, dataset_of = pipeline(side, folder)
     batches = 2
@@ -221,7 +221,8 @@ def our_dataset(folder: pathlib.Path, side: str, last: int, first: int = 0, exam
     import numpy as np
 
     from data_prep import records
-    from unet import from_config, input_pipeline
+    from unet.data import build as data_build
+    from unet.data import input_pipeline
 
     split = records.read_split(folder, 'train')
     if examples:
@@ -231,7 +232,7 @@ def our_dataset(folder: pathlib.Path, side: str, last: int, first: int = 0, exam
         }
         split = dataclasses.replace(split, image_ids=tuple(f'{row}' for row in range(examples)), **arrays)
     batch = our_batch(side)
-    return from_config.train_batches(
+    return data_build.train_batches(
         our_config(side),
         input_pipeline.Reader(split),
         lambda number: input_pipeline.replica_positions(number, batch, 1, 0),
@@ -245,7 +246,7 @@ def decode_rate(folder: pathlib.Path, side: str, seconds: float) -> float:
     import numpy as np
 
     from data_prep import records
-    from unet import input_pipeline
+    from unet.data import input_pipeline
 
     config = our_config(side)
     reader = input_pipeline.Reader(records.read_split(folder, 'train'))

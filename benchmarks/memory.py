@@ -9,7 +9,7 @@ import sys
 
 from absl import flags
 
-from launch import entry
+from launch import entry, host
 from unet import config_flag
 
 _OUTPUT = flags.DEFINE_string('output', None, 'JSON file for the figures.')
@@ -17,22 +17,24 @@ _OUTPUT = flags.DEFINE_string('output', None, 'JSON file for the figures.')
 
 def main() -> None:
     config = config_flag.checked()
-    with entry.quiet_import():
+    with host.quiet_import():
         import tensorflow as tf
 
     from benchmarks import bare
     from data_prep import labels
-    from unet import estimate, from_config, throughput
+    from unet.diagnostics import throughput
+    from unet.models import build as model_build
+    from unet.models import step_cost
 
     before = throughput.peak_memory()
     step, batch = bare.step_and_batch(config)
     step(batch, tf.constant(0.0)).numpy()
-    cost = estimate.cost(config, len(from_config.id_of_class(config.labels, labels.CITYSCAPES)))
+    cost = step_cost.cost(config, len(model_build.id_of_class(config.labels, labels.CITYSCAPES)))
     figures = {
         'config': config_flag.arguments(sys.argv[1:]),
         'peak_bytes': throughput.peak_memory(),
         'before_bytes': before,
-        'estimated_bytes': estimate.step_bytes(cost, config.global_batch // config.runtime.microbatches),
+        'estimated_bytes': step_cost.step_bytes(cost, config.global_batch // config.runtime.microbatches),
     }
     print(
         f'{config.global_batch} images of {"x".join(map(str, config.data.crop))} at width {config.model.width} in '

@@ -97,7 +97,7 @@ def _first_step(arguments: list[str]) -> None:
             if line.startswith('step 1/'):
                 process.kill()
                 return
-    raise entry.Failure(entry.BUG, f'{" ".join(arguments[:2])} took no step: {"".join(said)[-2000:]}')
+    raise entry.UserError(entry.BUG, f'{" ".join(arguments[:2])} took no step: {"".join(said)[-2000:]}')
 
 
 if __name__ == '__main__':

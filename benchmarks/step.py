@@ -22,7 +22,7 @@ import sys
 from absl import flags
 
 from benchmarks import alternating
-from launch import entry
+from launch import entry, host
 from unet import config_flag
 
 _ROUNDS = flags.DEFINE_integer('rounds', 10, 'Times that each is measured.', lower_bound=1)
@@ -45,7 +45,7 @@ _COMPARED = (
 
 def main() -> None:
     config = config_flag.checked()
-    with entry.quiet_import():
+    with host.quiet_import():
         import tensorflow as tf
 
     device = 'GPU:0' if tf.config.list_physical_devices('GPU') else 'CPU:0'
@@ -67,7 +67,7 @@ def main() -> None:
         f'\n{config.global_batch} images of {"x".join(map(str, config.data.crop))}, width {config.model.width}, ',
         end='',
     )
-    print(f'{config.precision}, {device}, {entry.cores()} cores, {_ROUNDS.value} rounds of {_STEPS.value} steps')
+    print(f'{config.precision}, {device}, {host.cores()} cores, {_ROUNDS.value} rounds of {_STEPS.value} steps')
     for name, times in seconds.items():
         print(f'{name:<20}{images / statistics.median(times):10.2f} images/s')
     figures = {'config': config_flag.arguments(sys.argv[1:]), 'steps': _STEPS.value, 'seconds': seconds, 'ratios': {}}
@@ -95,19 +95,21 @@ def _call_of(side: str, config, device: str):
 
     from benchmarks import bare
     from data_prep import labels
-    from unet import from_config, input_pipeline
+    from unet.data import build as data_build
+    from unet.models import build as model_build
+    from unet.models import preprocess
 
     steps, compiled = _STEPS.value, config.runtime.jit_compile == 'on'
     if side == 'fit':
-        batch = from_config.noise_batch(config, config.global_batch)
-        network = from_config.network(config, labels.CITYSCAPES, replicas=1)
+        batch = data_build.noise_batch(config, config.global_batch)
+        network = model_build.model(config, labels.CITYSCAPES, replicas=1)
         network.compile(
             keras.optimizers.Adam(config.optimizer.learning_rate),
             keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=labels.IGNORED),
             jit_compile=compiled,
         )
-        classes = from_config.class_of_id(config.labels, labels.CITYSCAPES)[batch['label']]
-        images = input_pipeline.normalize(batch['image'])
+        classes = model_build.class_of_id(config.labels, labels.CITYSCAPES)[batch['label']]
+        images = preprocess.normalize(batch['image'])
         data = tf.data.Dataset.from_tensors((images, classes)).repeat().prefetch(tf.data.AUTOTUNE)
         return lambda: network.fit(data, steps_per_epoch=steps, verbose=0)
 

@@ -16,7 +16,7 @@ from absl import flags
 
 from benchmarks import alternating
 from configs import camvid, cityscapes, cityscapes_256, synthetic
-from launch import entry
+from launch import entry, host
 
 _CORES = flags.DEFINE_integer('cores', 0, 'Cores to measure on; 0: all that this process may use.', lower_bound=0)
 _EXPECT = flags.DEFINE_bool('expect', True, 'Compare with the expected time, too.')
@@ -35,26 +35,27 @@ _CASES = (
 def main() -> None:
     there = sorted(os.sched_getaffinity(0))
     if _CORES.value > len(there):
-        raise entry.Failure(entry.BAD_USAGE, f'--cores={_CORES.value}: this process may use {len(there)}')
+        raise entry.UserError(entry.BAD_USAGE, f'--cores={_CORES.value}: this process may use {len(there)}')
     os.sched_setaffinity(0, there[: _CORES.value or None])  # before TensorFlow counts them
-    with entry.quiet_import():
+    with host.quiet_import():
         import tensorflow as tf
 
     from benchmarks import bare
     from data_prep import labels
-    from unet import from_config, speed
+    from unet.diagnostics import device_speed
+    from unet.models import build as model_build
 
     tf.get_logger().setLevel('ERROR')  # it would wonder at so many steps of the same code
     strategy, cases = tf.distribute.get_strategy(), []
-    print(f'{entry.cores()} core(s), milliseconds per step, medians of {_ROUNDS.value} rounds')
+    print(f'{host.cores()} core(s), milliseconds per step, medians of {_ROUNDS.value} rounds')
     print(f'{"":<58}{"XLA off":>10}{"XLA on":>10}{"off / on":>10}{"expected":>10}{"/ on":>8}')
     for module, changes in _CASES:
         config = module.get_config()
         config.update_from_flattened_dict(changes)
         expected = None
         if _EXPECT.value:
-            classes = len(from_config.id_of_class(config.labels, labels.CITYSCAPES))
-            expected = speed.step_seconds(config, classes, strategy)
+            classes = len(model_build.id_of_class(config.labels, labels.CITYSCAPES))
+            expected = device_speed.step_seconds(config, classes, strategy)
         calls = {}
         for jit in ('off', 'on'):
             own = config.copy_and_resolve_references()
@@ -80,7 +81,7 @@ def main() -> None:
         cases.append(case)
         print(line, flush=True)
     if _OUTPUT.value:
-        figures = {'cores': entry.cores(), 'cases': cases}
+        figures = {'cores': host.cores(), 'cases': cases}
         pathlib.Path(_OUTPUT.value).write_text(json.dumps(figures, indent=1) + '\n')
 
 

@@ -15,8 +15,8 @@ import os
 
 from absl import flags
 
-from data_prep import conversion, engines, images, labels, shards, sources
-from launch import entry
+from data_prep import build, cityscapes_layout, executors, images, labels, shards
+from launch import entry, host
 
 _CITYSCAPES_DIR = flags.DEFINE_string(
     'cityscapes_dir',
@@ -25,9 +25,14 @@ _CITYSCAPES_DIR = flags.DEFINE_string(
 )
 _DATA_DIR = flags.DEFINE_string('data_dir', 'data/cityscapes', 'Folder for the records.')
 _ANNOTATIONS = flags.DEFINE_enum(
-    'annotations', sources.FINE, [sources.FINE, sources.COARSE], 'Labels to use; train_extra has only coarse ones.'
+    'annotations',
+    cityscapes_layout.FINE,
+    [cityscapes_layout.FINE, cityscapes_layout.COARSE],
+    'Labels to use; train_extra has only coarse ones.',
 )
-_SPLITS = flags.DEFINE_list('splits', list(sources.SPLITS), 'Split folders to read; those not there are passed over.')
+_SPLITS = flags.DEFINE_list(
+    'splits', list(cityscapes_layout.SPLITS), 'Split folders to read; those not there are passed over.'
+)
 _LABELS = flags.DEFINE_string('labels', None, "Label table, a JSON file; default Cityscapes's own.")
 _IMAGE_FORMAT = flags.DEFINE_enum(
     'image_format', 'source', ['source', 'png', 'jpeg'], 'Format to store images in; source: as they are.'
@@ -41,21 +46,22 @@ _SIZE = flags.DEFINE_string(
 _SEED = flags.DEFINE_integer('seed', 2019, 'Of the order of the examples over the shards.', lower_bound=0)
 _SKIP_BAD = flags.DEFINE_bool('skip_bad', False, 'Leave out pairs that cannot be used, and list them.')
 _WORKERS = flags.DEFINE_integer(
-    'workers', entry.cores(), 'Processes, one per core by default; the records do not depend on it.', lower_bound=1
+    'workers', host.cores(), 'Processes, one per core by default; the records do not depend on it.', lower_bound=1
 )
 _ENGINE = flags.DEFINE_enum('engine', 'local', ['local', 'beam'], 'Who writes: processes here, or Apache Beam.')
 _BEAM_ARGS = flags.DEFINE_multi_string('beam_args', [], "One of Beam's own options; may be given several times.")
 
 
 def main() -> None:
-    entry.outlive_readers()
-    engines.terminate_like_interrupt()
-    if (unknown := sorted(set(_SPLITS.value) - set(sources.SPLITS))) or not _SPLITS.value:
-        raise entry.Failure(
-            entry.BAD_USAGE, f'--splits: {", ".join(unknown) or "none"}; possible are {", ".join(sources.SPLITS)}'
+    host.ignore_broken_pipes()
+    executors.terminate_like_interrupt()
+    if (unknown := sorted(set(_SPLITS.value) - set(cityscapes_layout.SPLITS))) or not _SPLITS.value:
+        raise entry.UserError(
+            entry.BAD_USAGE,
+            f'--splits: {", ".join(unknown) or "none"}; possible are {", ".join(cityscapes_layout.SPLITS)}',
         )
     if _BEAM_ARGS.value and _ENGINE.value != 'beam':
-        raise entry.Failure(entry.BAD_USAGE, '--beam_args: pass --engine=beam with it')
+        raise entry.UserError(entry.BAD_USAGE, '--beam_args: pass --engine=beam with it')
     settings = shards.Settings(
         source=_CITYSCAPES_DIR.value,
         data_dir=_DATA_DIR.value,
@@ -70,11 +76,11 @@ def main() -> None:
 
     def run(todo: list[shards.Shard]) -> None:
         if _ENGINE.value == 'beam':
-            engines.run_beam(todo, settings, _BEAM_ARGS.value)
+            executors.run_beam(todo, settings, _BEAM_ARGS.value)
         else:
-            engines.run_local(todo, settings, min(_WORKERS.value, len(todo)))
+            executors.run_local(todo, settings, min(_WORKERS.value, len(todo)))
 
-    conversion.build(settings, run, _ANNOTATIONS.value, tuple(_SPLITS.value), _SEED.value)
+    build.build(settings, run, _ANNOTATIONS.value, tuple(_SPLITS.value), _SEED.value)
 
 
 if __name__ == '__main__':

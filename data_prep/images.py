@@ -276,8 +276,8 @@ def _encode(image: Image.Image, image_format: str, **options) -> bytes:
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """The value of a flag --size: '512x1024' -> (512, 1024). Raises Failure BAD_USAGE if it is nothing of the kind."""
+    """The value of a flag --size: '512x1024' -> (512, 1024). Raises UserError BAD_USAGE if it is not of this form."""
     match = re.fullmatch(r'(\d+)x(\d+)', text)
     if not match or not min(size := (int(match[1]), int(match[2]))):
-        raise entry.Failure(entry.BAD_USAGE, f'--size={text}: expected HEIGHTxWIDTH in pixels, e.g. 512x1024')
+        raise entry.UserError(entry.BAD_USAGE, f'--size={text}: expected HEIGHTxWIDTH in pixels, e.g. 512x1024')
     return size

@@ -133,14 +133,14 @@ def read(path: epath.PathLike) -> Table:
     have `category` and `has_instances`.
 
     Raises:
-      Failure: MISSING_INPUT if the file is not there, BAD_DATA (naming the entry) if it is not a usable table.
+      UserError: MISSING_INPUT if the file is not there, BAD_DATA (naming the entry) if it is not a usable table.
     """
     path = epath.Path(path)
     if not path.exists():
-        raise entry.Failure(entry.MISSING_INPUT, f'{path}: no such label table')
+        raise entry.UserError(entry.MISSING_INPUT, f'{path}: no such label table')
 
-    def refuse(problem: str) -> entry.Failure:
-        return entry.Failure(entry.BAD_DATA, f'{path}: {problem}')
+    def refuse(problem: str) -> entry.UserError:
+        return entry.UserError(entry.BAD_DATA, f'{path}: {problem}')
 
     try:
         rows = json.loads(path.read_text())['labels']

@@ -7,6 +7,7 @@ from etils import epath
 
 from data_prep import labels, records
 from data_prep.shards import NAME
+from launch import files
 
 VERSION = 1  # of the manifest
 _FEATURES_FILE = 'features.json'  # TFDS's own
@@ -30,11 +31,11 @@ def write(
       source: `images` and `sha256` of what the records were made of.
       skipped: a line per pair that was left out.
     """
-    records.write_atomically(data_dir / labels.FILE, labels.to_json(table))
+    files.write_atomically(data_dir / labels.FILE, labels.to_json(table))
     for name, notes in splits.items():
-        records.write_atomically(data_dir / records.index_file(name), records.format_index(name, notes))
+        files.write_atomically(data_dir / records.index_file(name), records.format_index(name, notes))
     _write_tfds_metadata(data_dir, splits)
-    files = [labels.FILE, records.DATASET_INFO, _FEATURES_FILE, *map(records.index_file, splits)]
+    written = [labels.FILE, records.DATASET_INFO, _FEATURES_FILE, *map(records.index_file, splits)]
     manifest = {
         'version': VERSION,
         'name': NAME,
@@ -42,9 +43,9 @@ def write(
         'source': source,
         'splits': {name: _describe(notes, table) for name, notes in splits.items()},
         'skipped': skipped,
-        'files': {file: hashlib.sha256((data_dir / file).read_bytes()).hexdigest() for file in files},
+        'files': {file: hashlib.sha256((data_dir / file).read_bytes()).hexdigest() for file in written},
     }
-    records.write_atomically(data_dir / records.MANIFEST, format_manifest(manifest))
+    files.write_atomically(data_dir / records.MANIFEST, format_manifest(manifest))
     return manifest
 
 
@@ -98,8 +99,8 @@ def _write_tfds_metadata(data_dir: epath.Path, splits: dict[str, list[dict]]) ->
         'version': '1.0.0',
     }
     everything = _feature('features_dict.FeaturesDict', featuresDict={'features': features})
-    records.write_atomically(data_dir / _FEATURES_FILE, json.dumps(everything, indent=4, sort_keys=True))
-    records.write_atomically(data_dir / records.DATASET_INFO, json.dumps(info, indent=2, sort_keys=True))
+    files.write_atomically(data_dir / _FEATURES_FILE, json.dumps(everything, indent=4, sort_keys=True))
+    files.write_atomically(data_dir / records.DATASET_INFO, json.dumps(info, indent=2, sort_keys=True))
 
 
 def _feature(python_class: str, **content: dict) -> dict:

@@ -15,7 +15,8 @@ from collections.abc import Iterator
 import numpy as np
 from etils import epath
 
-from data_prep import files, images, labels, polygons, records, sources
+from data_prep import cityscapes_layout, images, labels, polygons, records, source_files, tfrecord
+from launch import files
 
 NAME = 'cityscapes'  # of the dataset in TFDS
 
@@ -55,7 +56,7 @@ class Shard:
     """A file and what it is to hold, in order."""
 
     file: str
-    pairs: tuple[sources.Pair, ...]
+    pairs: tuple[cityscapes_layout.Pair, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,13 +80,13 @@ class Example:
     converted_from: str | None
 
 
-def plan(pairs: list[sources.Pair], seed: int) -> dict[str, list[Shard]]:
+def plan(pairs: list[cityscapes_layout.Pair], seed: int) -> dict[str, list[Shard]]:
     """Split -> its shards: a seeded shuffle across cities, cut into shards of about equal count.
 
     It depends on names and sizes of the files alone, so the same input gives the same shards.
     """
     shards = {}
-    for split in sources.SPLITS.values():
+    for split in cityscapes_layout.SPLITS.values():
         chosen = sorted((pair for pair in pairs if pair.split == split), key=lambda pair: pair.image_id)
         if not chosen:
             continue
@@ -103,7 +104,7 @@ def note_path(data_dir: epath.PathLike, file: str) -> epath.Path:
     return epath.Path(data_dir) / records.BUILDING / f'{file}.json'
 
 
-def encode_pair(pair: sources.Pair, settings: Settings) -> Example:
+def encode_pair(pair: cityscapes_layout.Pair, settings: Settings) -> Example:
     """Reads, checks and encodes one pair.
 
     Raises:
@@ -155,7 +156,7 @@ def write_shard(shard: Shard, settings: Settings) -> int:
                 except ValueError as error:
                     note['problems'].append(str(error))
                     continue
-                data = records.serialize_parts(
+                data = tfrecord.serialize_parts(
                     {
                         'image_id': pair.image_id.encode(),
                         'image_left': example.image,
@@ -171,18 +172,18 @@ def write_shard(shard: Shard, settings: Settings) -> int:
                 if example.converted_from:
                     note['converted'].append([example.converted_from, pair.image])
                 pixels += example.counts
-                for piece in records.frame_parts(data):
+                for piece in tfrecord.frame_parts(data):
                     digest.update(piece)
                     file.write(piece)
-                at += records.record_bytes(length)
-            records.sync(file, part)
+                at += tfrecord.record_bytes(length)
+            files.sync(file, part)
         note |= {
             'bytes': at,
             'sha256': digest.hexdigest(),
             'class_pixels': {str(id_): int(count) for id_, count in enumerate(pixels) if count},
             'sources': [pair.listing for pair in shard.pairs],
         }
-        records.write_atomically(note_path(settings.data_dir, shard.file), json.dumps(note))
+        files.write_atomically(note_path(settings.data_dir, shard.file), json.dumps(note))
         if not note['problems'] or settings.skip_bad:
             part.replace(final)
     except OSError as error:
@@ -196,9 +197,9 @@ def write_shard(shard: Shard, settings: Settings) -> int:
 
 def _read(root: str, location: str) -> bytes:
     try:
-        return files.read(root, location)
-    except files.READ_ERRORS as error:
-        raise ValueError(files.unreadable(location, error)) from error
+        return source_files.read(root, location)
+    except source_files.READ_ERRORS as error:
+        raise ValueError(source_files.unreadable(location, error)) from error
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ from etils import epath
 from etils.epath import stat_utils
 
 from data_prep import records
-from launch import entry
+from launch import entry, files, host
 
 _DATA_DIR = flags.DEFINE_string('data_dir', 'data/cityscapes', 'Record folder to copy.')
 _TO = flags.DEFINE_string('to', None, 'Folder for the copy, on a local disk; required.')
@@ -34,12 +34,12 @@ _CHUNK = 1 << 22  # bytes read at a time
 
 
 def main() -> None:
-    entry.outlive_readers()
+    host.ignore_broken_pipes()
     if _TO.value is None:
-        raise entry.Failure(entry.BAD_USAGE, 'pass --to, a folder on a local disk')
+        raise entry.UserError(entry.BAD_USAGE, 'pass --to, a folder on a local disk')
     target = pathlib.Path(_TO.value).absolute()
     source = epath.Path(_DATA_DIR.value)
-    source = source if records.is_remote(source) else epath.Path(os.path.abspath(source))
+    source = source if files.is_remote(source) else epath.Path(os.path.abspath(source))
     copied, kept, linked = stage(source, target, _SPLITS.value, round(_LEAVE_FREE.value * 1e9), _WORKERS.value)
     print(
         f'{target}: {copied} shards copied from {source}, {kept} were there already'
@@ -61,20 +61,20 @@ def stage(source: epath.Path, target: pathlib.Path, splits: list[str], leave_fre
       Number of shards copied now, of those that were there, and of those that are links.
 
     Raises:
-      Failure: MISSING_INPUT if there is no such folder or split, BAD_DATA if a shard differs from the manifest,
+      UserError: MISSING_INPUT if there is no such folder or split, BAD_DATA if a shard differs from the manifest,
         NO_STORAGE if `target` cannot be written to.
     """
     if str(source) == str(target):
-        raise entry.Failure(entry.BAD_USAGE, f'--to={target} is --data_dir itself')
+        raise entry.UserError(entry.BAD_USAGE, f'--to={target} is --data_dir itself')
     records.check_complete(source)
     sizes = records.split_sizes(source)
     if unknown := ', '.join(sorted(set(splits) - set(sizes))):
-        raise entry.Failure(entry.MISSING_INPUT, f'{source}: no split {unknown}; it holds {", ".join(sizes)}')
+        raise entry.UserError(entry.MISSING_INPUT, f'{source}: no split {unknown}; it holds {", ".join(sizes)}')
     shards, digests = _shards(source, [name for name, size in sizes.items() if size])
     try:
         target.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise entry.Failure(
+        raise entry.UserError(
             entry.NO_STORAGE, f'{target}: cannot be made ({error.strerror}). Pass a folder on a local disk.'
         ) from error
     with _alone(target):
@@ -92,9 +92,9 @@ def stage(source: epath.Path, target: pathlib.Path, splits: list[str], leave_fre
             elif not _is_copy(target / file, original):
                 linked.append(file)
         left = len(wanted) - len(there) - len(todo)
-        if records.is_remote(source):
+        if files.is_remote(source):
             if left:
-                raise entry.Failure(
+                raise entry.UserError(
                     entry.NO_STORAGE,
                     f'{target}: its disk has no room for {left} of {len(wanted)} shards. Pass fewer --splits, or train '
                     f'from {source} itself.',
@@ -113,7 +113,7 @@ def stage(source: epath.Path, target: pathlib.Path, splits: list[str], leave_fre
         # Last the files that make it a dataset, so that a folder without all of its shards is none.
         names = sorted(path.name for path in source.glob('*.json'))
         for name in sorted(names, key=lambda name: name == records.DATASET_INFO):
-            records.write_atomically(target / name, (source / name).read_bytes())
+            files.write_atomically(target / name, (source / name).read_bytes())
         if left:
             print(f'{target}: its disk has no room for {left} shards; they are read from {source}', flush=True)
     return len(todo), len(there), len(linked)
@@ -154,10 +154,10 @@ def _copy(source: epath.Path, target: pathlib.Path, digest: str | None) -> None:
         while chunk := reader.read(_CHUNK):
             found.update(chunk)
             writer.write(chunk)
-        records.sync(writer, target)
+        files.sync(writer, target)
     if digest and found.hexdigest() != digest:
         temporary.unlink()
-        raise entry.Failure(
+        raise entry.UserError(
             entry.BAD_DATA,
             f'{source}: its SHA-256 is {found.hexdigest()[:12]}…, {records.MANIFEST} says {digest[:12]}…. Run '
             'python -m data_prep.verify_tfrecords, then build the folder again or copy it again.',

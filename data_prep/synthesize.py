@@ -19,8 +19,8 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from data_prep import images, street
-from launch import entry, progress
+from data_prep import images, synthetic_scene
+from launch import entry, host, progress
 
 _CITYSCAPES_DIR = flags.DEFINE_string(
     'cityscapes_dir',
@@ -62,7 +62,7 @@ def paths(root: pathlib.Path, split: str, index: int) -> tuple[pathlib.Path, pat
 def write_scene(task: tuple[str, int], *, root: pathlib.Path, size: tuple[int, int], seed: int) -> None:
     """Draws scene (split, index) at `size` (height, width) and writes its three files."""
     split, index = task
-    arrays = street.draw(size, np.random.default_rng([seed, list(CITIES).index(split), index]))
+    arrays = synthetic_scene.draw(size, np.random.default_rng([seed, list(CITIES).index(split), index]))
     for path, array in zip(paths(root, split, index), arrays, strict=True):
         content = io.BytesIO()
         Image.fromarray(array).save(content, 'PNG', compress_level=1)  # sensor noise hardly compresses: 5 times faster
@@ -76,13 +76,13 @@ def refuse_foreign_images(root: pathlib.Path, tasks: list[tuple[str, int]]) -> N
     """Refuses a folder that holds images which this command would not write, such as the real Cityscapes.
 
     Raises:
-      Failure: BAD_USAGE, naming one of them.
+      UserError: BAD_USAGE, naming one of them.
     """
     ours = {paths(root, *task)[0] for task in tasks}
     found = (path for path in sorted((root / 'leftImg8bit').rglob('*')) if path.is_file())
     foreign = [path for path in found if path not in ours and not path.name.startswith('.')]
     if foreign:
-        raise entry.Failure(
+        raise entry.UserError(
             entry.BAD_USAGE,
             f'--cityscapes_dir={root} holds {len(foreign)} images that this command would not write, such as '
             f'{foreign[0].relative_to(root)}: they would be mixed with the synthetic ones. Pass another folder.',
@@ -94,16 +94,16 @@ def main() -> None:
     counts = {'train': _TRAIN_IMAGES.value, 'val': _VAL_IMAGES.value}
     height, width = images.parse_size(_SIZE.value)
     if min(height, width) < _SMALLEST_SIDE:
-        raise entry.Failure(
+        raise entry.UserError(
             entry.BAD_USAGE, f'--size={_SIZE.value}: each side must be at least {_SMALLEST_SIDE} pixels'
         )
     tasks = [(split, index) for split, count in counts.items() for index in range(count)]
     if not tasks:
-        raise entry.Failure(entry.BAD_USAGE, '--train_images=0 and --val_images=0: nothing to write')
+        raise entry.UserError(entry.BAD_USAGE, '--train_images=0 and --val_images=0: nothing to write')
     refuse_foreign_images(root, tasks)
 
     write = functools.partial(write_scene, root=root, size=(height, width), seed=_SEED.value)
-    processes = min(_PROCESSES.value or entry.cores(), len(tasks))
+    processes = min(_PROCESSES.value or host.cores(), len(tasks))
     pool = concurrent.futures.ProcessPoolExecutor(
         processes, mp_context=multiprocessing.get_context('spawn'), initializer=_leave_interrupts_to_parent
     )

@@ -7,7 +7,7 @@ import os
 import numpy as np
 from etils import epath
 
-from data_prep import engines, images, metadata, records, shards, sources
+from data_prep import cityscapes_layout, executors, images, metadata, records, shards, tfrecord
 from launch import entry, progress
 
 _BLOCK = 1 << 20  # bytes read at a time where a file is only digested
@@ -28,7 +28,7 @@ class Task:
     size: int | None
     sha256: str | None
     rows: tuple[tuple, ...]
-    pairs: dict[str, sources.Pair] | None
+    pairs: dict[str, cityscapes_layout.Pair] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,15 +44,17 @@ def check(data_dir: epath.PathLike, source: str | None, workers: int) -> dict | 
     """Returns the folder's manifest, if it has one, once everything has been found to be right.
 
     Raises:
-      Failure: BAD_DATA with all problems.
+      UserError: BAD_DATA with all problems.
     """
     data_dir = records.check_complete(data_dir)
     manifest = read_intact_manifest(data_dir)
-    sources.report(data_dir, records.check_files(data_dir, manifest) if manifest else [], 'nothing more was read.')
+    cityscapes_layout.report(
+        data_dir, records.check_files(data_dir, manifest) if manifest else [], 'nothing more was read.'
+    )
     pairs, problems = (None, []) if source is None else find_pairs(data_dir, manifest, source)
     settings = _settings(data_dir, manifest, source)
     problems += verify(data_dir, manifest, settings, pairs, workers)
-    sources.report(data_dir, problems, 'the records are not to be trusted.')
+    cityscapes_layout.report(data_dir, problems, 'the records are not to be trusted.')
     return manifest
 
 
@@ -60,30 +62,32 @@ def read_intact_manifest(data_dir: epath.Path) -> dict | None:
     """The folder's manifest; None if it has none.
 
     Raises:
-      Failure: BAD_DATA if it is not as it was written.
+      UserError: BAD_DATA if it is not as it was written.
     """
     manifest = records.read_manifest(data_dir)
     if manifest is None:
         return None
     path = data_dir / records.MANIFEST
     if not isinstance(manifest, dict) or path.read_bytes() != metadata.format_manifest(manifest).encode():
-        raise entry.Failure(
+        raise entry.UserError(
             entry.BAD_DATA, f'{path}: was changed since it was written. Copy the folder again, or build it again.'
         )
     if manifest['version'] != metadata.VERSION:
-        raise entry.Failure(
+        raise entry.UserError(
             entry.BAD_DATA, f'{path}: is of version {manifest["version"]}, this program knows {metadata.VERSION}.'
         )
     return manifest
 
 
-def find_pairs(data_dir: epath.Path, manifest: dict | None, source: str) -> tuple[dict[str, sources.Pair], list[str]]:
+def find_pairs(
+    data_dir: epath.Path, manifest: dict | None, source: str
+) -> tuple[dict[str, cityscapes_layout.Pair], list[str]]:
     """Image id -> pair of the source, and problems: images that only one side has."""
-    folders = {split: folder for folder, split in sources.SPLITS.items()}
+    folders = {split: folder for folder, split in cityscapes_layout.SPLITS.items()}
     splits = [name for name, size in records.split_sizes(data_dir).items() if size]
-    found = sources.scan(
+    found = cityscapes_layout.scan(
         source,
-        manifest['flags']['annotations'] if manifest else sources.FINE,
+        manifest['flags']['annotations'] if manifest else cityscapes_layout.FINE,
         tuple(folders[split] for split in splits if split in folders),
     )
     skipped = manifest['skipped'] if manifest else []
@@ -104,7 +108,7 @@ def verify(
     data_dir: epath.Path,
     manifest: dict | None,
     settings: shards.Settings,
-    pairs: dict[str, sources.Pair] | None,
+    pairs: dict[str, cityscapes_layout.Pair] | None,
     workers: int,
 ) -> list[str]:
     """Problems of the shards, and of the manifest's sums over them."""
@@ -121,9 +125,9 @@ def verify(
             split_of[file] = name
     problems, counts = [], {name: np.zeros(256, np.int64) for name in split_of.values()}
     total = sum(len(task.rows) for task in tasks)
-    with engines.worker_pool(min(workers, max(len(tasks), 1))) as pool, progress.show(total, 'image') as advance:
+    with executors.worker_pool(min(workers, max(len(tasks), 1))) as pool, progress.show(total, 'image') as advance:
         size_of = {task.file: len(task.rows) for task in tasks}
-        for finding in engines.in_pool(pool, verify_shard, tasks, settings):
+        for finding in executors.in_pool(pool, verify_shard, tasks, settings):
             problems += finding.problems
             counts[split_of[finding.file]] += finding.counts
             advance(size_of[finding.file])
@@ -140,12 +144,12 @@ def verify_shard(task: Task, settings: shards.Settings) -> Finding:
         offset, length, *_, image_id = row
         if offset != at:
             problems.append(f'{task.file}: the index leaves out bytes {at:,} to {offset:,}.')
-        at = offset + records.record_bytes(length)
+        at = offset + tfrecord.record_bytes(length)
         try:
-            found = _check_record(records.read_record(os.fspath(path), offset, length), row, task, settings)
+            found = _check_record(tfrecord.read_record(os.fspath(path), offset, length), row, task, settings)
             counts += found
-        except (ValueError, entry.Failure) as error:
-            text = 'its checksum differs' if isinstance(error, entry.Failure) else error
+        except (ValueError, entry.UserError) as error:
+            text = 'its checksum differs' if isinstance(error, entry.UserError) else error
             problems.append(f'{task.file}: image id {image_id}: {text}')
     if task.size is not None and task.rows and at != task.size:
         problems.append(f'{task.file}: the index ends at byte {at:,}, the file at {task.size:,}.')
@@ -157,7 +161,7 @@ def verify_shard(task: Task, settings: shards.Settings) -> Finding:
 def _check_record(data: bytes, row: tuple, task: Task, settings: shards.Settings) -> np.ndarray:
     """int64 [256] pixels per label id; raises ValueError if the record is not what it should be."""
     _, _, height, width, labelled, image_id = row
-    example = records.parse(data)
+    example = tfrecord.parse(data)
     missing = sorted(set(records.FEATURES) - set(example))
     if missing:
         raise ValueError(f'has no {", ".join(missing)}')

@@ -12,16 +12,16 @@ import time
 from absl import flags
 from etils import epath
 
-from data_prep import engines, records, sources, verification
-from launch import entry
+from data_prep import cityscapes_layout, executors, records, verification
+from launch import entry, host
 
 _DATA_DIR = flags.DEFINE_string('data_dir', 'data/cityscapes', 'Record folder.')
 _CITYSCAPES_DIR = flags.DEFINE_string('cityscapes_dir', None, 'The dataset it was made of, to compare with.')
-_WORKERS = flags.DEFINE_integer('workers', entry.cores(), 'Processes, one per core by default.', lower_bound=1)
+_WORKERS = flags.DEFINE_integer('workers', host.cores(), 'Processes, one per core by default.', lower_bound=1)
 
 
 def main() -> None:
-    engines.terminate_like_interrupt()
+    executors.terminate_like_interrupt()
     started = time.monotonic()
     data_dir, source = epath.Path(_DATA_DIR.value), _CITYSCAPES_DIR.value
     manifest = verification.check(data_dir, source, _WORKERS.value)
@@ -34,7 +34,7 @@ def _print_summary(data_dir: epath.Path, manifest: dict | None, source: str | No
     if manifest:
         print(f'Stored as: {describe(manifest["flags"])}')
         if manifest['skipped']:
-            print(f'Left out when it was built:\n{sources.shorten(manifest["skipped"])}')
+            print(f'Left out when it was built:\n{cityscapes_layout.shorten(manifest["skipped"])}')
     else:
         print('No manifest, as in a folder that TFDS built: records were checked, but not whether any are missing.')
     against = ' and '.join((['its manifest'] if manifest else []) + ([source] if source else []))

@@ -79,19 +79,19 @@ def read_config(arguments: list[str]) -> ConfigDict | None:
     """The config that `--config=... --config.x=...` among the arguments stand for; None if there is no --config.
 
     Raises:
-      Failure: with the status that the program itself would end with.
+      UserError: with the status that the program itself would end with.
     """
     path = config_path(arguments)
     if not path:
         return None
     if not os.path.isfile(path):
-        raise entry.Failure(entry.MISSING_INPUT, f'--config={path}: no such file (seen from {os.getcwd()})')
+        raise entry.UserError(entry.MISSING_INPUT, f'--config={path}: no such file (seen from {os.getcwd()})')
     argv, values = ['', *entry.last_of_each_field(arguments)], flags.FlagValues()
     config = config_flags.DEFINE_config_file('config', None, flag_values=values, sys_argv=argv)
     try:
         values(argv, known_only=True)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise entry.Failure(entry.BAD_USAGE, f'--config: {entry.config_mistake(error)}') from error
+        raise entry.UserError(entry.BAD_USAGE, f'--config: {entry.config_mistake(error)}') from error
     return config.value
 
 
@@ -105,24 +105,24 @@ def check(module: str, arguments: list[str], *, workers: int, devices: int) -> N
       devices: GPUs of all workers together, or workers if there are no GPUs.
 
     Raises:
-      Failure: BAD_USAGE, MISSING_INPUT or BAD_CONFIG.
+      UserError: BAD_USAGE, MISSING_INPUT or BAD_CONFIG.
     """
     root = pathlib.Path(__file__).parent.parent
     if not (root / (module.replace('.', '/') + '.py')).exists() and not any(
         (pathlib.Path(folder) / (module.replace('.', '/') + '.py')).exists() for folder in ('.', *sys.path)
     ):
-        raise entry.Failure(
+        raise entry.UserError(
             entry.BAD_USAGE, f'--module={module}: no such program; e.g. unet.main or data_prep.build_tfrecords'
         )
     if module.startswith('data_prep.') and workers > 1:
-        raise entry.Failure(
+        raise entry.UserError(
             entry.BAD_USAGE, f'--module={module} uses all cores of one host: ask for one worker, not {workers}'
         )
     if module not in WITH_CONFIG:
         return
     config = read_config(arguments)
     if config is None:
-        raise entry.Failure(
+        raise entry.UserError(
             entry.BAD_USAGE, f'{module} needs a config: end the line with -- --config=configs/cityscapes.py'
         )
     problems = default.validate(config)
@@ -137,7 +137,7 @@ def check(module: str, arguments: list[str], *, workers: int, devices: int) -> N
             'set one of them to 0'
         ]
     if problems:
-        raise entry.Failure(entry.BAD_CONFIG, '\n'.join(problems))
+        raise entry.UserError(entry.BAD_CONFIG, '\n'.join(problems))
 
 
 def check_data(data_dir: str, splits: tuple[str, ...], workers: int) -> None:
@@ -152,16 +152,16 @@ def check_data(data_dir: str, splits: tuple[str, ...], workers: int) -> None:
       workers: number of processes.
 
     Raises:
-      Failure: MISSING_INPUT, BAD_DATA or BAD_CONFIG.
+      UserError: MISSING_INPUT, BAD_DATA or BAD_CONFIG.
     """
     folder = pathlib.Path(data_dir)
     info = folder / 'dataset_info.json'
     if (folder / 'building').exists():
-        raise entry.Failure(
+        raise entry.UserError(
             entry.BAD_DATA, f'{data_dir}: its build has not finished. Run data_prep.build_tfrecords again first.'
         )
     if not info.exists():
-        raise entry.Failure(
+        raise entry.UserError(
             entry.MISSING_INPUT,
             f'{data_dir}: no dataset here (seen from this host). Pass --data_dir, make it with '
             'data_prep.build_tfrecords, or --data_elsewhere if only the cluster sees it.',
@@ -169,15 +169,15 @@ def check_data(data_dir: str, splits: tuple[str, ...], workers: int) -> None:
     try:
         found = {split['name']: split['shardLengths'] for split in json.loads(info.read_text())['splits']}
     except (ValueError, KeyError, TypeError) as error:
-        raise entry.Failure(entry.BAD_DATA, f'{info}: cannot be read ({error}). Build the folder again.') from error
+        raise entry.UserError(entry.BAD_DATA, f'{info}: cannot be read ({error}). Build the folder again.') from error
     for split in splits:
         if not found.get(split):
-            raise entry.Failure(
+            raise entry.UserError(
                 entry.MISSING_INPUT, f'{data_dir}: no split {split!r}; it holds {", ".join(found) or "none"}'
             )
     train = [int(images) for split in splits[:-1] for images in found[split]]
     if splits and workers > sum(train):
-        raise entry.Failure(
+        raise entry.UserError(
             entry.BAD_CONFIG, f'{data_dir}: {workers} workers, and only {sum(train)} images to train on. Use fewer.'
         )
     if splits and workers > len(train):
@@ -193,7 +193,7 @@ def sweep(specifications: list[str]) -> list[Point]:
     Without any, no points.
 
     Raises:
-      Failure: BAD_USAGE.
+      UserError: BAD_USAGE.
     """
     if not specifications:
         return []
@@ -202,7 +202,7 @@ def sweep(specifications: list[str]) -> list[Point]:
         field, equals, values = text.removeprefix('--').partition('=')
         parts = _split_commas(values)
         if not (re.fullmatch(r'[A-Za-z_][\w.]*', field) and equals and all(parts)):
-            raise entry.Failure(
+            raise entry.UserError(
                 entry.BAD_USAGE,
                 f'--sweep={text}: write field=value,value e.g. config.optimizer.learning_rate=1e-3,3e-4',
             )
@@ -215,7 +215,7 @@ def sweep(specifications: list[str]) -> list[Point]:
     names = [point.name for point in points]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise entry.Failure(entry.BAD_USAGE, f'--sweep: {twice} comes twice; each point has a workdir of its own')
+        raise entry.UserError(entry.BAD_USAGE, f'--sweep: {twice} comes twice; each point has a workdir of its own')
     return points
 
 

@@ -3,7 +3,7 @@
     from launch import entry
 
     def main():
-        raise entry.Failure(entry.MISSING_INPUT, f'{path}: no such folder. Pass --data_dir.')
+        raise entry.UserError(entry.MISSING_INPUT, f'{path}: no such folder. Pass --data_dir.')
 
     if __name__ == '__main__':
         entry.run(main)
@@ -12,17 +12,13 @@ This module imports absl alone, so that `--help` answers at once; programs impor
 """
 
 import contextlib
-import ctypes
 import errno
 import functools
-import glob
-import io
 import os
 import pathlib
 import sys
-import tempfile
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NoReturn
 
 from absl import app, flags, logging
@@ -40,13 +36,11 @@ STOPPED = 75  # stopped on request, progress saved: run the same command again
 PEER_LOST = 76  # a peer, or this process, hung or vanished: run the same command again
 BAD_CONFIG = 78  # a config that cannot work, or devices promised but not there
 
-# Of glibc's mallopt, <malloc.h>.
-_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
 _STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS}
 
 
-class Failure(Exception):
+class UserError(Exception):
     """A mistake that the user can mend: ends the program with `status` and the message, without a traceback.
 
     The message names what is wrong, which file or flag, and what to do.
@@ -73,85 +67,6 @@ def run(main: Callable[..., int | None], *, forwards: bool = False) -> NoReturn:
     app.run(lambda _: _exit(_status_of(call)), argv=argv, flags_parser=parser)
 
 
-class _Lossy(io.FileIO):
-    """A file that drops what it cannot write."""
-
-    def write(self, content) -> int:
-        try:
-            return super().write(content)
-        except OSError:
-            return len(content)
-
-
-def outlive_readers() -> None:
-    """For long work: from here on, what stdout and stderr cannot take is lost, and nothing else.
-
-    Their reader may be gone (tee, a pager, a terminal) or their disk be full; the work goes on. A program that is done
-    once nobody reads it leaves this out: `run` ends it quietly then.
-    """
-    for name in ('stdout', 'stderr'):
-        stream = getattr(sys, name)
-        stream.flush()
-        raw = _Lossy(stream.fileno(), 'w', closefd=False)
-        lossy = io.TextIOWrapper(io.BufferedWriter(raw), stream.encoding, stream.errors, line_buffering=True)
-        setattr(sys, name, lossy)
-
-
-def cores() -> int:
-    """CPU cores that this process may use, which in a container or a cluster job may be fewer than there are."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-
-
-def visible_gpus(environ: dict[str, str] | None = None, device_files: str = '/dev/nvidia[0-9]*') -> list[str]:
-    """The NVIDIA GPUs that this process should see, as in CUDA_VISIBLE_DEVICES: those that the user, the launcher or
-    else the driver names."""
-    environ = os.environ if environ is None else environ
-    visible = environ.get('CUDA_VISIBLE_DEVICES', environ.get('NVIDIA_VISIBLE_DEVICES'))
-    if visible is not None and visible != 'all':
-        return [] if visible in ('', '-1', 'none', 'void') else visible.split(',')
-    slurm = environ.get('SLURM_GPUS_ON_NODE', '')
-    count = int(slurm) if slurm.isdigit() else len(glob.glob(device_files))
-    return [str(number) for number in range(count)]
-
-
-def keep_freed_memory() -> None:
-    """Keeps the memory of images and tensors that are done with for the next ones.
-
-    glibc gives every large block back to the system, and that gives it again page by page: nearly half of the CPU time
-    of a training step on a CPU, a third of a conversion. Whoever sets MALLOC_... or preloads another allocator decides.
-    """
-    if any(name.startswith('MALLOC_') for name in os.environ) or not hasattr(ctypes.CDLL(None), 'mallopt'):
-        return
-    mallopt = ctypes.CDLL(None).mallopt
-    mallopt(_M_MMAP_MAX, 0)  # large blocks come from the heap too
-    mallopt(_M_TRIM_THRESHOLD, -1)  # whose end is never given back
-    mallopt(_M_ARENA_MAX, 1)  # the heaps of other threads would be, and hold no block above 64 MiB
-
-
-@contextlib.contextmanager
-def quiet_import() -> Iterator[None]:
-    """Around the import of TensorFlow: prepares the process for it, and keeps off the terminal what libraries write to
-    stderr meanwhile; shown if the import fails.
-
-    TensorFlow notes the absence of things that nobody asked for, before any setting of its log level takes effect.
-    """
-    keep_freed_memory()
-    sys.stderr.flush()
-    terminal = os.dup(sys.stderr.fileno())
-    with tempfile.TemporaryFile() as notes:
-        os.dup2(notes.fileno(), sys.stderr.fileno())
-        try:
-            yield
-        except BaseException:
-            notes.seek(0)
-            os.write(terminal, notes.read())
-            raise
-        finally:
-            sys.stderr.flush()
-            os.dup2(terminal, sys.stderr.fileno())
-            os.close(terminal)
-
-
 def _exit(status: int) -> NoReturn:
     """Ends the program; without TensorFlow's own farewell, which waits for its threads, for up to a minute."""
     if 'tensorflow' not in sys.modules:
@@ -169,7 +84,7 @@ def _parse_flags(argv: list[str], *, forwards: bool) -> list[str]:
         path = path if joined else following
         if flag in ('--config', '-config') and not os.path.isfile(path.partition(':')[0]):
             # ml_collections would say so with a traceback, and only once the config is used.
-            complain(f'--config={path}: no such file (seen from {os.getcwd()})')
+            log_error(f'--config={path}: no such file (seen from {os.getcwd()})')
             sys.exit(MISSING_INPUT)
     try:
         rest = flags.FLAGS(argv)
@@ -180,20 +95,20 @@ def _parse_flags(argv: list[str], *, forwards: bool) -> list[str]:
         sys.exit(OK)
     except flags.Error as error:
         hint = '; what the program is to get stands after --' if forwards else ''
-        complain(f'{error} (--help lists the flags{hint})')
+        log_error(f'{error} (--help lists the flags{hint})')
         sys.exit(BAD_USAGE)
-    except Failure as error:
-        complain(str(error))
+    except UserError as error:
+        log_error(str(error))
         sys.exit(error.status)
     except (AttributeError, KeyError, TypeError, ValueError) as error:  # ml_collections: a misspelt field, a wrong type
-        complain(f'--config: {config_mistake(error)}')
+        log_error(f'--config: {config_mistake(error)}')
         sys.exit(BAD_USAGE)
     except Exception:  # the config file is a program of the user's: show where it fails
         traceback.print_exc()
-        complain('--config: the file above could not be loaded')
+        log_error('--config: the file above could not be loaded')
         sys.exit(BAD_CONFIG)
     if rest[1:]:
-        complain(f'unexpected argument {rest[1]!r}: flags are written --name=value (--help lists them)')
+        log_error(f'unexpected argument {rest[1]!r}: flags are written --name=value (--help lists them)')
         sys.exit(BAD_USAGE)
     return rest
 
@@ -223,11 +138,11 @@ def _status_of(main: Callable[[], int | None]) -> int:
     logging.set_verbosity(logging.WARNING)
     try:
         return main() or OK
-    except Failure as error:
-        complain(str(error))
+    except UserError as error:
+        log_error(str(error))
         return error.status
     except KeyboardInterrupt:
-        complain('stopped; run the same command again')
+        log_error('stopped; run the same command again')
         return STOPPED
     except BrokenPipeError:  # the reader of our output (head, less) has gone
         if sys.stdout is not sys.__stdout__:  # and is outlived: it was another pipe, or a connection
@@ -237,13 +152,13 @@ def _status_of(main: Callable[[], int | None]) -> int:
     except OSError as error:
         if error.errno not in _STORAGE_ERRORS:
             raise
-        complain(
+        log_error(
             f'{error.filename or "storage"}: {error.strerror}. Free some space or mend the storage, then run again.'
         )
         return NO_STORAGE
 
 
-def complain(message: str) -> None:
+def log_error(message: str) -> None:
     """Prints a line to stderr, after the program's name."""
     path = pathlib.Path(sys.argv[0])
     with contextlib.suppress(OSError):  # whatever has become of stdout

@@ -20,7 +20,7 @@ _RESOURCES = {'job': 'jobs.batch', 'jobset': 'jobsets.jobset.x-k8s.io'}
 
 def _kubectl(launch: dict) -> list[str]:
     if not shutil.which('kubectl'):
-        raise entry.Failure(
+        raise entry.UserError(
             entry.MISSING_INPUT,
             'kubectl: not on this host. Install it, or use --dry_run and submit the output yourself.',
         )
@@ -31,18 +31,18 @@ def _kubectl(launch: dict) -> list[str]:
 def _ask(launch: dict, *words: str) -> str:
     done = subprocess.run([*_kubectl(launch), *words], capture_output=True, text=True)
     if done.returncode:
-        raise entry.Failure(entry.PEER_LOST, f'kubectl {words[0]}: {" ".join(done.stderr.split()) or "failed"}')
+        raise entry.UserError(entry.PEER_LOST, f'kubectl {words[0]}: {" ".join(done.stderr.split()) or "failed"}')
     return done.stdout
 
 
 def create(manifest: os.PathLike, launch: dict) -> None:
-    """Raises Failure IN_USE if a job of that name is there, BAD_CONFIG with kubectl's own words if it refuses."""
+    """Raises UserError IN_USE if a job of that name is there, BAD_CONFIG with kubectl's own words if it refuses."""
     done = subprocess.run([*_kubectl(launch), 'create', '-f', str(manifest)], capture_output=True, text=True)
     if done.returncode:
         said = ' '.join(done.stderr.split()) or 'no reason given'
         if 'AlreadyExists' in said:
-            raise entry.Failure(entry.IN_USE, f'{said}. --cancel deletes it; or pass another --name.')
-        raise entry.Failure(entry.BAD_CONFIG, f'kubectl refuses the job: {said}')
+            raise entry.UserError(entry.IN_USE, f'{said}. --cancel deletes it; or pass another --name.')
+        raise entry.UserError(entry.BAD_CONFIG, f'kubectl refuses the job: {said}')
 
 
 def _jobs(launch: dict) -> list[dict | None]:

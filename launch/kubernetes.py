@@ -18,7 +18,7 @@ import sys
 
 from absl import flags
 
-from launch import command, entry, kubectl, plan, record, rendering
+from launch import command, entry, job_spec, kubectl, launch_record, templates
 
 _IMAGE = flags.DEFINE_string('image', None, 'Container image, e.g. built from the Dockerfile here; required.')
 _WORKERS = flags.DEFINE_integer('workers', 1, 'Pods of each run.', lower_bound=1)
@@ -60,21 +60,21 @@ _SCRATCH = '/scratch'
 
 
 def main(arguments: list[str]) -> int:
-    asked = plan.subcommand()
+    asked = job_spec.subcommand()
     if asked:
-        launch = _latest(plan.WORKDIR.value)
-        with record.watched(launch):
+        launch = _latest(job_spec.WORKDIR.value)
+        with launch_record.watched(launch):
             return {'status': kubectl.print_status, 'follow': kubectl.follow, 'cancel': kubectl.cancel}[asked](launch)
     gpus = _GPUS.value
     if gpus is None:
-        gpus = 1 if plan.MODULE.value.startswith('unet.') else 0
-    planned = plan.from_flags(
-        arguments, python=plan.PYTHON.value or 'python', workers=_WORKERS.value, gpus=gpus, data_is_here=False
+        gpus = 1 if job_spec.MODULE.value.startswith('unet.') else 0
+    planned = job_spec.from_flags(
+        arguments, python=job_spec.PYTHON.value or 'python', workers=_WORKERS.value, gpus=gpus, data_is_here=False
     )
-    if plan.DRY_RUN.value:
+    if job_spec.DRY_RUN.value:
         print(_render(planned, gpus, 'dry-run')[0], end='', flush=True)
         return entry.OK
-    folder = record.begin(_record_dir(planned.workdir))
+    folder = launch_record.begin(_record_dir(planned.workdir))
     text, names = _render(planned, gpus, folder.name)
     manifest = folder / 'manifest.yaml'
     manifest.write_text(text)
@@ -90,11 +90,11 @@ def main(arguments: list[str]) -> int:
         'runs': [run.workdir for run in planned.runs],
     }
     kubectl.create(manifest, launch)
-    record.finish(folder, launch)
+    launch_record.finish(folder, launch)
     print(f'created {_KIND.value} {", ".join(names)}; --workdir={planned.workdir} --follow shows its log', flush=True)
     launch = _latest(planned.workdir)
-    with record.watched(launch):
-        return kubectl.wait(launch) if plan.WAIT.value else entry.OK
+    with launch_record.watched(launch):
+        return kubectl.wait(launch) if job_spec.WAIT.value else entry.OK
 
 
 def _record_dir(workdir: str) -> str:
@@ -105,22 +105,22 @@ def _record_dir(workdir: str) -> str:
 def _latest(workdir: str) -> dict:
     """The last launch of a workdir, which may share the folder of its record with another of the same name."""
     workdir = os.path.abspath(workdir)
-    return record.latest(_record_dir(workdir), 'kubernetes', workdir=workdir)
+    return launch_record.latest(_record_dir(workdir), 'kubernetes', workdir=workdir)
 
 
-def _render(planned: plan.Plan, gpus: int, launch: str) -> tuple[str, list[str]]:
+def _render(planned: job_spec.Plan, gpus: int, launch: str) -> tuple[str, list[str]]:
     """The manifests and the names of their jobs."""
     if not _IMAGE.value:
-        raise entry.Failure(entry.BAD_USAGE, 'pass --image, e.g. one that was built from the Dockerfile here')
+        raise entry.UserError(entry.BAD_USAGE, 'pass --image, e.g. one that was built from the Dockerfile here')
     if re.search(r'\s', _IMAGE.value):
-        raise entry.Failure(entry.BAD_USAGE, f'--image={_IMAGE.value!r}: no image has such a name')
+        raise entry.UserError(entry.BAD_USAGE, f'--image={_IMAGE.value!r}: no image has such a name')
     _check_resources(gpus)
     volumes, mounts = _volumes(planned)
     jobs = _jobs(planned, gpus, launch)
     requests = {'cpu': _CPU.value, 'memory': _MEMORY.value}
     gpu = {_GPU_RESOURCE.value: gpus} if gpus else {}
-    text = rendering.render(
-        plan.TEMPLATE.value or rendering.TEMPLATES / ('jobset.yaml' if _KIND.value == 'jobset' else 'job.yaml'),
+    text = templates.render(
+        job_spec.TEMPLATE.value or templates.TEMPLATES / ('jobset.yaml' if _KIND.value == 'jobset' else 'job.yaml'),
         jobs=jobs,
         image=_IMAGE.value,
         pull_policy=_PULL_POLICY.value,
@@ -136,7 +136,7 @@ def _render(planned: plan.Plan, gpus: int, launch: str) -> tuple[str, list[str]]
         run_again=list(command.RUN_AGAIN),
         permanent=_PERMANENT,
         backoff_limit=_BACKOFF_LIMIT,
-        max_restarts=plan.MAX_RESTARTS.value,
+        max_restarts=job_spec.MAX_RESTARTS.value,
         queue=_QUEUE.value,
         deadline=_DEADLINE.value,
         ttl=_TTL.value,
@@ -149,11 +149,11 @@ def _render(planned: plan.Plan, gpus: int, launch: str) -> tuple[str, list[str]]
     return text, [job['name'] for job in jobs]
 
 
-def _jobs(planned: plan.Plan, gpus: int, launch: str) -> list[dict]:
+def _jobs(planned: job_spec.Plan, gpus: int, launch: str) -> list[dict]:
     """What differs between the jobs: one for a run or for a sweep of runs with one pod each, else one for each run."""
     is_array = planned.is_sweep and _WORKERS.value == 1 and _KIND.value == 'job'
-    if plan.PARALLELISM.value and not is_array and not _QUEUE.value:
-        raise entry.Failure(
+    if job_spec.PARALLELISM.value and not is_array and not _QUEUE.value:
+        raise entry.UserError(
             entry.BAD_USAGE,
             '--parallelism: Kubernetes itself limits a sweep only of runs with --workers=1 and --kind=job; give a '
             '--queue of Kueue to limit others by what it admits',
@@ -166,11 +166,11 @@ def _jobs(planned: plan.Plan, gpus: int, launch: str) -> list[dict]:
         _check_name(name)
         if is_array:
             which = [f'--run={json.dumps({"workdir": r.workdir, "command": r.command})}' for r in planned.runs]
-            words = [run.command[0], '-m', 'launch.pod', *_counting(launch), *which]
+            words = [run.command[0], '-m', 'launch.pod_entrypoint', *_counting(launch), *which]
         else:
             progress = [f'--progress={planned.data_dir}'] if planned.data_prep else []
-            words = [run.command[0], '-m', 'launch.pod', *_counting(launch), f'--workdir={run.workdir}', *progress]
-            words += ['--', *run.command]
+            words = [run.command[0], '-m', 'launch.pod_entrypoint', *_counting(launch), f'--workdir={run.workdir}']
+            words += [*progress, '--', *run.command]
         labels = {
             'app.kubernetes.io/name': 'unet',
             'app.kubernetes.io/instance': name,
@@ -191,7 +191,7 @@ def _jobs(planned: plan.Plan, gpus: int, launch: str) -> list[dict]:
                 'workers': _WORKERS.value,
                 'is_array': is_array,
                 'indices': indices,
-                'parallelism': min(plan.PARALLELISM.value or indices, indices) if is_array else indices,
+                'parallelism': min(job_spec.PARALLELISM.value or indices, indices) if is_array else indices,
                 'command': [_literal(word) for word in words],
                 'environ': _environ(gpus, _peers(name)),
             }
@@ -200,7 +200,7 @@ def _jobs(planned: plan.Plan, gpus: int, launch: str) -> list[dict]:
 
 
 def _counting(launch: str) -> list[str]:
-    return [f'--launch={launch}', f'--max_restarts={plan.MAX_RESTARTS.value}']
+    return [f'--launch={launch}', f'--max_restarts={job_spec.MAX_RESTARTS.value}']
 
 
 def _peers(name: str) -> list[tuple[str, str]]:
@@ -226,9 +226,9 @@ def _environ(gpus: int, peers: list[tuple[str, str]]) -> list[dict]:
         secret, colon, key = value.partition(':')
         if not re.fullmatch(r'[A-Za-z_]\w*', name) or not equals or (flag == 'env_secret' and not (secret and key)):
             form = 'NAME=value' if flag == 'env' else 'NAME=SECRET:KEY'
-            raise entry.Failure(entry.BAD_USAGE, f'--{flag}={text}: write {form}')
+            raise entry.UserError(entry.BAD_USAGE, f'--{flag}={text}: write {form}')
         if name in variables or name in secrets:
-            raise entry.Failure(entry.BAD_USAGE, f'--{flag}={text}: {name} is set already')
+            raise entry.UserError(entry.BAD_USAGE, f'--{flag}={text}: {name} is set already')
         if flag == 'env':
             variables[name] = value
         else:
@@ -242,7 +242,7 @@ def _literal(text: str) -> str:
     return text.replace('$', '$$')
 
 
-def _volumes(planned: plan.Plan) -> tuple[list[dict], list[dict]]:
+def _volumes(planned: job_spec.Plan) -> tuple[list[dict], list[dict]]:
     """The user's volumes, and the mounts of all."""
     volumes = []
     mounts = [{'name': 'scratch', 'mountPath': _SCRATCH}, {'name': 'shm', 'mountPath': '/dev/shm'}]
@@ -251,12 +251,12 @@ def _volumes(planned: plan.Plan) -> tuple[list[dict], list[dict]]:
         found = re.fullmatch(r'([^:]+):(/[^:]+?)/*(:ro)?', text)
         if not found or (flag == 'host_path' and not text.startswith('/')):
             form = 'CLAIM:/path[:ro]' if flag == 'pvc' else '/of/the/node:/path[:ro]'
-            raise entry.Failure(entry.BAD_USAGE, f'--{flag}={text}: write {form}')
+            raise entry.UserError(entry.BAD_USAGE, f'--{flag}={text}: write {form}')
         source, path, read_only = found.groups()
         if flag == 'pvc' and (not re.fullmatch(r'[a-z0-9]([-a-z0-9.]*[a-z0-9])?', source) or len(source) > 253):
-            raise entry.Failure(entry.BAD_USAGE, f'--pvc={text}: {source!r} is no name of a claim')
+            raise entry.UserError(entry.BAD_USAGE, f'--pvc={text}: {source!r} is no name of a claim')
         if any(mount['mountPath'] == path for mount in mounts):
-            raise entry.Failure(entry.BAD_USAGE, f'--{flag}={text}: {path} is mounted already')
+            raise entry.UserError(entry.BAD_USAGE, f'--{flag}={text}: {path} is mounted already')
         kind = {'persistentVolumeClaim': {'claimName': source}} if flag == 'pvc' else {'hostPath': {'path': source}}
         volumes.append({'name': f'volume-{number}', **kind})
         mounts.append({'name': f'volume-{number}', 'mountPath': path, **({'readOnly': True} if read_only else {})})
@@ -271,18 +271,18 @@ def _volumes(planned: plan.Plan) -> tuple[list[dict], list[dict]]:
             volumes.append({'name': 'stage', 'emptyDir': {}})
             mounts.append({'name': 'stage', 'mountPath': stage_dir})
     needed = {'workdir': (planned.workdir, True)}
-    if planned.module.startswith(('unet.', 'data_prep.')) and '://' not in plan.DATA_DIR.value:
-        needed['data_dir'] = (plan.DATA_DIR.value, planned.data_prep)
+    if planned.module.startswith(('unet.', 'data_prep.')) and '://' not in job_spec.DATA_DIR.value:
+        needed['data_dir'] = (job_spec.DATA_DIR.value, planned.data_prep)
     for name, (path, written) in needed.items():
         mount = mount_of(path)
         if not path.startswith('/') or mount is None:
-            raise entry.Failure(
+            raise entry.UserError(
                 entry.BAD_USAGE,
                 f'--{name}={path}: not below any --pvc or --host_path, so it would be lost with the pod. Mount storage '
                 'and give the path that the pods see, e.g. --pvc=data:/data.',
             )
         if written and mount.get('readOnly'):
-            raise entry.Failure(entry.BAD_USAGE, f'--{name}={path}: {mount["mountPath"]} is mounted read-only')
+            raise entry.UserError(entry.BAD_USAGE, f'--{name}={path}: {mount["mountPath"]} is mounted read-only')
     return volumes, mounts
 
 
@@ -300,14 +300,14 @@ def _pod_fields() -> dict[str, object]:
 def _pair(flag: str, text: str) -> tuple[str, str]:
     name, equals, value = text.partition('=')
     if not (name and equals and re.fullmatch(r'([A-Za-z0-9]([-\w.]{0,61}[A-Za-z0-9])?)?', value)):
-        raise entry.Failure(entry.BAD_USAGE, f'--{flag}={text}: write label=value')
+        raise entry.UserError(entry.BAD_USAGE, f'--{flag}={text}: write label=value')
     return name, value
 
 
 def _toleration(text: str) -> dict[str, str]:
     found = re.fullmatch(r'([^=:]+)(?:=([^:]*))?:(NoSchedule|NoExecute|PreferNoSchedule)', text)
     if not found:
-        raise entry.Failure(
+        raise entry.UserError(
             entry.BAD_USAGE, f'--toleration={text}: write key:NoSchedule or key=value:NoSchedule (or NoExecute)'
         )
     key, value, effect = found.groups()
@@ -330,7 +330,7 @@ def _check_name(name: str) -> None:
     """A Service is named after the job, and each pod's host name is <job>-<index>."""
     last = f'{name}-{_ROLE}-0-{_WORKERS.value - 1}' if _KIND.value == 'jobset' else f'{name}-{_WORKERS.value - 1}'
     if not re.fullmatch('[a-z]([-a-z0-9]*[a-z0-9])?', name) or len(last) > 63:
-        raise entry.Failure(
+        raise entry.UserError(
             entry.BAD_USAGE,
             f'--name={name}: small letters, digits and hyphens, beginning with a letter, at most '
             f'{63 - len(last) + len(name)} characters for {_WORKERS.value} workers',
@@ -338,16 +338,18 @@ def _check_name(name: str) -> None:
 
 
 def _check_resources(gpus: int) -> None:
-    """Raises Failure BAD_USAGE for quantities that are none and for what contradicts itself."""
+    """Raises UserError BAD_USAGE for quantities that are none and for what contradicts itself."""
     for name, text in (('memory', _MEMORY.value), ('shm', _SHM.value), ('cpu', _CPU.value)):
         if _quantity(text) is None or not _quantity(text) > 0:
-            raise entry.Failure(
+            raise entry.UserError(
                 entry.BAD_USAGE, f'--{name}={text}: write e.g. {"500m or 8" if name == "cpu" else "64Gi"}'
             )
     if _quantity(_SHM.value) >= _quantity(_MEMORY.value):
-        raise entry.Failure(entry.BAD_USAGE, f'--shm={_SHM.value} is part of --memory={_MEMORY.value} and must be less')
-    if gpus and plan.MODULE.value.startswith('data_prep.'):
-        raise entry.Failure(entry.BAD_USAGE, f'--gpus_per_worker={gpus}: data_prep uses no GPUs; leave it out')
+        raise entry.UserError(
+            entry.BAD_USAGE, f'--shm={_SHM.value} is part of --memory={_MEMORY.value} and must be less'
+        )
+    if gpus and job_spec.MODULE.value.startswith('data_prep.'):
+        raise entry.UserError(entry.BAD_USAGE, f'--gpus_per_worker={gpus}: data_prep uses no GPUs; leave it out')
 
 
 def _quantity(text: str) -> float | None:

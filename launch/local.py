@@ -27,8 +27,7 @@ from typing import IO
 from absl import flags
 
 from configs import default
-from data_prep import records
-from launch import entry, record
+from launch import entry, files, host, launch_record
 from launch.command import WITH_CONFIG, check, overall_status, read_config
 
 _WORKERS = flags.DEFINE_integer('workers', 2, 'Number of worker processes.', lower_bound=1)
@@ -66,17 +65,17 @@ def environments(workers: int, devices_per_worker: int, gpus: list[str]) -> list
       gpus: names of this host's GPUs, as in CUDA_VISIBLE_DEVICES.
 
     Raises:
-      Failure: BAD_CONFIG if there are too few GPUs.
+      UserError: BAD_CONFIG if there are too few GPUs.
     """
     share = devices_per_worker or len(gpus) // workers
     if gpus and not 0 < share * workers <= len(gpus):
-        raise entry.Failure(
+        raise entry.UserError(
             entry.BAD_CONFIG,
             f'{workers} workers with {max(share, 1)} GPU(s) each need {workers * max(share, 1)}; this host has '
             f'{len(gpus)}. Lower --workers or --devices_per_worker.',
         )
     if not gpus and devices_per_worker > 1 and workers > 1:
-        raise entry.Failure(
+        raise entry.UserError(
             entry.BAD_CONFIG,
             f'--devices_per_worker={devices_per_worker}: this host has no GPUs, and of several workers on CPUs each is '
             'one device. Leave it out, or use --workers=1.',
@@ -98,15 +97,15 @@ def core_shares(workers: int, cores_per_worker: int) -> list[set[int]]:
     """The cores of each worker, consecutive ones; none if each may use all.
 
     Raises:
-      Failure: BAD_CONFIG if there are too few cores.
+      UserError: BAD_CONFIG if there are too few cores.
     """
     if not cores_per_worker:
         return [set()] * workers
-    if workers * cores_per_worker > entry.cores():
-        raise entry.Failure(
+    if workers * cores_per_worker > host.cores():
+        raise entry.UserError(
             entry.BAD_CONFIG,
             f'--cores_per_worker={cores_per_worker}: {workers} workers need {workers * cores_per_worker} cores; this '
-            f'process may use {entry.cores()}.',
+            f'process may use {host.cores()}.',
         )
     cores = sorted(os.sched_getaffinity(0))
     return [set(cores[rank * cores_per_worker : (rank + 1) * cores_per_worker]) for rank in range(workers)]
@@ -121,15 +120,15 @@ def kill_after(module: str, arguments: list[str]) -> float:
 def main(arguments: list[str]) -> int:
     if _STATUS.value or _FOLLOW.value or _CANCEL.value:
         if not _WORKDIR.value:
-            raise entry.Failure(entry.BAD_USAGE, 'pass the --workdir of the launch')
-        launch = record.latest(_WORKDIR.value, 'local')
-        with record.watched(launch):
+            raise entry.UserError(entry.BAD_USAGE, 'pass the --workdir of the launch')
+        launch = launch_record.latest(_WORKDIR.value, 'local')
+        with launch_record.watched(launch):
             return _look_after(launch)
     command = [sys.executable, '-u', '-m', _MODULE.value]
     command += [f'--{flag.name}={flag.value}' for flag in (_WORKDIR, _DATA_DIR) if flag.value is not None]
     command += arguments
     check(_MODULE.value, arguments, workers=_WORKERS.value, devices=_WORKERS.value)
-    gpus = entry.visible_gpus()
+    gpus = host.visible_gpus()
     if not gpus and _WORKERS.value == 1 and _DEVICES.value:
         command.append(f'--config.runtime.virtual_devices={_DEVICES.value}')
     environs = environments(_WORKERS.value, _DEVICES.value, gpus)
@@ -139,7 +138,7 @@ def main(arguments: list[str]) -> int:
         for environ in environs:
             print(*(f'{name}={shlex.quote(value)}' for name, value in environ.items()), shlex.join(command))
         return entry.OK
-    entry.outlive_readers()
+    host.ignore_broken_pipes()
     stop_asked = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop_asked.set())
@@ -164,7 +163,7 @@ def main(arguments: list[str]) -> int:
         status = overall_status(statuses)
         if log:
             with contextlib.suppress(OSError):  # a full disk must not replace the workers' status
-                records.write_atomically(pathlib.Path(log.name).with_name(_ENDED), f'{status}\n')
+                files.write_atomically(pathlib.Path(log.name).with_name(_ENDED), f'{status}\n')
         return status
 
 
@@ -174,10 +173,10 @@ def _recorded(command: list[str]) -> Iterator[IO[bytes] | None]:
     if not _WORKDIR.value:
         yield None
         return
-    folder = record.begin(_WORKDIR.value)
+    folder = launch_record.begin(_WORKDIR.value)
     with open(folder / _LOG, 'wb', buffering=0) as log:
         fcntl.flock(log, fcntl.LOCK_EX)
-        record.finish(folder, {'launcher': 'local', 'job': os.getpid(), 'command': command})
+        launch_record.finish(folder, {'launcher': 'local', 'job': os.getpid(), 'command': command})
         yield log
 
 

@@ -16,7 +16,7 @@ import sys
 
 from absl import flags
 
-from launch import entry, plan, record, rendering, slurm_jobs
+from launch import entry, job_spec, launch_record, slurm_jobs, templates
 
 _NODES = flags.DEFINE_integer('nodes', 1, 'Nodes of the job; one process on each, with all its GPUs.', lower_bound=1)
 _GPUS = flags.DEFINE_integer(
@@ -58,22 +58,22 @@ _DATA_ELSEWHERE = flags.DEFINE_bool(
 
 
 def main(arguments: list[str]) -> int:
-    asked = plan.subcommand()
+    asked = job_spec.subcommand()
     if asked:
-        launch = record.latest(plan.WORKDIR.value, 'slurm')
-        with record.watched(launch):
+        launch = launch_record.latest(job_spec.WORKDIR.value, 'slurm')
+        with launch_record.watched(launch):
             return {'status': slurm_jobs.print_status, 'follow': slurm_jobs.follow, 'cancel': slurm_jobs.cancel}[asked](
                 launch
             )
     gpus = _GPUS.value
     if gpus is None:
-        gpus = 1 if plan.MODULE.value.startswith('unet.') else 0
-    python = plan.PYTHON.value or ('python3' if _CONTAINER.value else sys.executable)
-    planned = plan.from_flags(
+        gpus = 1 if job_spec.MODULE.value.startswith('unet.') else 0
+    python = job_spec.PYTHON.value or ('python3' if _CONTAINER.value else sys.executable)
+    planned = job_spec.from_flags(
         arguments, python=python, workers=_NODES.value, gpus=gpus, data_is_here=not _DATA_ELSEWHERE.value
     )
     _check_resources(gpus)
-    if plan.DRY_RUN.value:
+    if job_spec.DRY_RUN.value:
         script = _render(planned, gpus, 'dry-run')
         print(script, end='', flush=True)
         slurm_jobs.test_only(script)
@@ -81,21 +81,21 @@ def main(arguments: list[str]) -> int:
     return _submit(planned, gpus)
 
 
-def _submit(planned: plan.Plan, gpus: int) -> int:
-    for launch in record.find(planned.workdir, 'slurm')[-1:]:
+def _submit(planned: job_spec.Plan, gpus: int) -> int:
+    for launch in launch_record.find(planned.workdir, 'slurm')[-1:]:
         if slurm_jobs.active(launch):
-            raise entry.Failure(
+            raise entry.UserError(
                 entry.IN_USE,
                 f'{planned.workdir}: job {launch["job"]}, launched {launch["submitted"]}, is not over. Use --follow, '
                 '--cancel, or another --workdir.',
             )
-    folder = record.begin(planned.workdir)
+    folder = launch_record.begin(planned.workdir)
     script = folder / 'job.sbatch'
     script.write_bytes(os.fsencode(_render(planned, gpus, folder.name)))
     logs = slurm_jobs.logs(planned.workdir, len(planned.runs) if planned.is_sweep else 0)
     sizes = [os.path.getsize(log) if os.path.exists(log) else 0 for log in logs]
     job = slurm_jobs.submit(script)
-    record.finish(
+    launch_record.finish(
         folder,
         {
             'launcher': 'slurm',
@@ -108,15 +108,15 @@ def _submit(planned: plan.Plan, gpus: int) -> int:
         },
     )
     print(f'submitted job {job}; --workdir={planned.workdir} --follow shows its log', flush=True)
-    launch = record.latest(planned.workdir, 'slurm')
-    with record.watched(launch):
-        return slurm_jobs.wait(launch) if plan.WAIT.value else entry.OK
+    launch = launch_record.latest(planned.workdir, 'slurm')
+    with launch_record.watched(launch):
+        return slurm_jobs.wait(launch) if job_spec.WAIT.value else entry.OK
 
 
-def _render(planned: plan.Plan, gpus: int, launch: str) -> str:
+def _render(planned: job_spec.Plan, gpus: int, launch: str) -> str:
     pyxis, apptainer = _container(planned)
-    return rendering.render(
-        plan.TEMPLATE.value or rendering.TEMPLATES / 'job.sbatch',
+    return templates.render(
+        job_spec.TEMPLATE.value or templates.TEMPLATES / 'job.sbatch',
         options=_options(planned, gpus),
         setup=_SETUP.value,
         points=planned.runs if planned.is_sweep else [],
@@ -128,16 +128,16 @@ def _render(planned: plan.Plan, gpus: int, launch: str) -> str:
         launch=launch,
         nodes=_NODES.value,
         gpus=gpus,
-        max_restarts=plan.MAX_RESTARTS.value,
+        max_restarts=job_spec.MAX_RESTARTS.value,
         pyxis=pyxis,
         apptainer=apptainer,
     )
 
 
-def _options(planned: plan.Plan, gpus: int) -> list[str]:
+def _options(planned: job_spec.Plan, gpus: int) -> list[str]:
     """The #SBATCH lines, without that word."""
     if '\\' in planned.workdir:
-        raise entry.Failure(entry.BAD_USAGE, f'--workdir={planned.workdir}: Slurm takes no log file with a backslash')
+        raise entry.UserError(entry.BAD_USAGE, f'--workdir={planned.workdir}: Slurm takes no log file with a backslash')
     log = os.path.join(planned.workdir, 'slurm' + ('-{}' if planned.is_sweep else '') + '.log')
     options = {
         'job-name': _JOB_NAME.value or os.path.basename(planned.workdir),
@@ -154,14 +154,14 @@ def _options(planned: plan.Plan, gpus: int) -> list[str]:
         'mail-type': 'END,FAIL' if _PASSED_ON['mail_user'].value else None,
     }
     if planned.is_sweep:
-        limit = f'%{plan.PARALLELISM.value}' if plan.PARALLELISM.value else ''
+        limit = f'%{job_spec.PARALLELISM.value}' if job_spec.PARALLELISM.value else ''
         options['array'] = f'0-{len(planned.runs) - 1}{limit}'
     lines = ['--requeue', *(['--exclusive'] if _EXCLUSIVE.value else [])]
     lines += [f'--{name}={_directive(name, value)}' for name, value in options.items() if value is not None]
     for argument in _SBATCH_ARG.value:
         name, equals, value = argument.partition('=')
         if not re.fullmatch(r'--?[\w-]+', name):
-            raise entry.Failure(entry.BAD_USAGE, f'--sbatch_arg={argument}: write --option or --option=value')
+            raise entry.UserError(entry.BAD_USAGE, f'--sbatch_arg={argument}: write --option or --option=value')
         lines.append(name + equals + (_directive(name, value) if equals else ''))
     return lines
 
@@ -169,17 +169,17 @@ def _options(planned: plan.Plan, gpus: int) -> list[str]:
 def _directive(name: str, value: str) -> str:
     """A value as Slurm's own reader of #SBATCH lines wants it quoted."""
     if re.search(r'[\x00-\x1f\x7f]', value):
-        raise entry.Failure(entry.BAD_USAGE, f'{name}={value!r}: an option of Slurm holds no line breaks or the like')
+        raise entry.UserError(entry.BAD_USAGE, f'{name}={value!r}: an option of Slurm holds no line breaks or the like')
     if re.fullmatch(r'[\w@%+=:,./-]+', value):
         return value
     return '"' + value.replace('\\', '\\\\').replace('"', '\\"') + '"'
 
 
-def _container(planned: plan.Plan) -> tuple[list[str], list[str]]:
+def _container(planned: job_spec.Plan) -> tuple[list[str], list[str]]:
     """Options of srun for pyxis, or the words before the command for apptainer."""
     if not _CONTAINER.value:
         if _MOUNT.value:
-            raise entry.Failure(entry.BAD_USAGE, '--mount is for a --container')
+            raise entry.UserError(entry.BAD_USAGE, '--mount is for a --container')
         return [], []
     here = [os.getcwd(), planned.workdir, planned.data_dir]
     if planned.stage:
@@ -188,7 +188,7 @@ def _container(planned: plan.Plan) -> tuple[list[str], list[str]]:
     mounts = [mount if ':' in mount else f'{mount}:{mount}' for mount in _MOUNT.value]
     for place in dict.fromkeys(place for place in here if '://' not in place):
         if re.search('[:,]', place):
-            raise entry.Failure(entry.BAD_USAGE, f'{place}: a folder with a colon or comma cannot be mounted')
+            raise entry.UserError(entry.BAD_USAGE, f'{place}: a folder with a colon or comma cannot be mounted')
         mounts.append(f'{place}:{place}')
     if _RUNTIME.value == 'pyxis':
         options = [f'--container-image={_CONTAINER.value}', f'--container-mounts={",".join(mounts)}']
@@ -199,34 +199,34 @@ def _container(planned: plan.Plan) -> tuple[list[str], list[str]]:
 
 
 def _check_resources(gpus: int) -> None:
-    """Raises Failure BAD_USAGE for what contradicts itself."""
+    """Raises UserError BAD_USAGE for what contradicts itself."""
     seconds = _seconds(_TIME.value) if _TIME.value else None
     if seconds is not None and seconds <= _STOP_BEFORE.value:
-        raise entry.Failure(
+        raise entry.UserError(
             entry.BAD_USAGE,
             f'--time={_TIME.value} is {seconds} s, and the run is asked to stop --stop_before={_STOP_BEFORE.value} s '
             'before its end: it could do nothing. Lengthen the one or shorten the other.',
         )
-    if gpus and plan.MODULE.value.startswith('data_prep.'):
-        raise entry.Failure(entry.BAD_USAGE, f'--gpus_per_node={gpus}: data_prep uses no GPUs; leave it out')
+    if gpus and job_spec.MODULE.value.startswith('data_prep.'):
+        raise entry.UserError(entry.BAD_USAGE, f'--gpus_per_node={gpus}: data_prep uses no GPUs; leave it out')
     memory = _PASSED_ON['mem'].value
     if memory and not re.fullmatch(r'\d+[KMGT]?', memory):
-        raise entry.Failure(entry.BAD_USAGE, f'--mem={memory}: write a number with K, M, G or T, e.g. 64G')
+        raise entry.UserError(entry.BAD_USAGE, f'--mem={memory}: write a number with K, M, G or T, e.g. 64G')
     for argument in _SBATCH_ARG.value:
         name = argument.partition('=')[0].lstrip('-').replace('-', '_')
         if name in ('output', 'open_mode', 'requeue', 'no_requeue', 'signal', 'array', 'chdir', 'parsable', 'wait'):
-            raise entry.Failure(entry.BAD_USAGE, f'--sbatch_arg={argument}: the launcher sets this option itself')
+            raise entry.UserError(entry.BAD_USAGE, f'--sbatch_arg={argument}: the launcher sets this option itself')
         if name in flags.FLAGS:
-            raise entry.Failure(entry.BAD_USAGE, f'--sbatch_arg={argument}: there is a flag --{name} for it')
+            raise entry.UserError(entry.BAD_USAGE, f'--sbatch_arg={argument}: there is a flag --{name} for it')
 
 
 def _seconds(limit: str) -> int | None:
-    """Seconds of a time limit in one of sbatch's forms; None if it has none. Raises Failure BAD_USAGE."""
+    """Seconds of a time limit in one of sbatch's forms; None if it has none. Raises UserError BAD_USAGE."""
     if limit.upper() in ('UNLIMITED', 'INFINITE'):
         return None
     found = re.fullmatch(r'(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?', limit)
     if not found:
-        raise entry.Failure(
+        raise entry.UserError(
             entry.BAD_USAGE, f'--time={limit}: write minutes, hours:minutes:seconds or days-hours:minutes'
         )
     days, *parts = found.groups()

@@ -23,11 +23,11 @@ _NOT_OVER |= {'REQUEUE_FED', 'RESIZING', 'SIGNALING', 'STAGE_OUT', 'SPECIAL_EXIT
 
 
 def submit(script: os.PathLike) -> str:
-    """The job's id. Raises Failure BAD_CONFIG with sbatch's own words if it refuses."""
+    """The job's id. Raises UserError BAD_CONFIG with sbatch's own words if it refuses."""
     _need('sbatch')
     done = subprocess.run(['sbatch', '--parsable', os.fspath(script)], capture_output=True, text=True)
     if done.returncode:
-        raise entry.Failure(entry.BAD_CONFIG, f'sbatch refuses the job: {_first_error(done.stderr)}')
+        raise entry.UserError(entry.BAD_CONFIG, f'sbatch refuses the job: {_first_error(done.stderr)}')
     return done.stdout.strip().partition(';')[0]
 
 
@@ -35,7 +35,7 @@ def test_only(script: str) -> None:
     """Asks Slurm, if there is one on this host, whether and when it would start a job; the answer goes to stderr.
 
     Raises:
-      Failure: BAD_CONFIG if it would refuse.
+      UserError: BAD_CONFIG if it would refuse.
     """
     if not shutil.which('sbatch'):
         print('launch.slurm: no sbatch on this host, so Slurm was not asked', file=sys.stderr)
@@ -43,7 +43,7 @@ def test_only(script: str) -> None:
     done = subprocess.run(['sbatch', '--test-only'], input=os.fsencode(script), capture_output=True)
     answer = _first_error(done.stderr.decode(errors='replace'))
     if done.returncode:
-        raise entry.Failure(entry.BAD_CONFIG, f'sbatch would refuse the job: {answer}')
+        raise entry.UserError(entry.BAD_CONFIG, f'sbatch would refuse the job: {answer}')
     print(f'launch.slurm: {answer}', file=sys.stderr)
 
 
@@ -61,7 +61,7 @@ def states(launch: dict) -> list[dict[str, str]]:
     words = ['squeue', '--noheader', '--array', '--states=all', f'--jobs={launch["job"]}', f'--Format={fields}']
     listed = subprocess.run(words, capture_output=True, text=True)
     if listed.returncode and 'Invalid job id' not in listed.stderr:
-        raise entry.Failure(entry.PEER_LOST, f'squeue: {_first_error(listed.stderr)}. Try again.')
+        raise entry.UserError(entry.PEER_LOST, f'squeue: {_first_error(listed.stderr)}. Try again.')
     rows = [line.split('|') for line in listed.stdout.splitlines()]
     found = [dict(zip(_FIELDS, row, strict=False)) for row in rows]
     return sorted(found, key=lambda row: _array_index(row['JobArrayID']))
@@ -133,7 +133,7 @@ def cancel(launch: dict) -> int:
         return entry.OK
     done = subprocess.run(['scancel', launch['job']], capture_output=True, text=True)
     if done.returncode:
-        raise entry.Failure(entry.PEER_LOST, f'scancel: {_first_error(done.stderr)}. Try again.')
+        raise entry.UserError(entry.PEER_LOST, f'scancel: {_first_error(done.stderr)}. Try again.')
     print(f'job {launch["job"]} cancelled')
     return entry.OK
 
@@ -181,7 +181,7 @@ def follow(launch: dict) -> int:
 
 def _need(program: str) -> None:
     if not shutil.which(program):
-        raise entry.Failure(
+        raise entry.UserError(
             entry.MISSING_INPUT, f'{program}: not on this host. Run this where Slurm is, e.g. on a login node.'
         )
 

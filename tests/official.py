@@ -14,7 +14,7 @@ from PIL import Image
 
 from data_prep import labels
 from launch import entry
-from unet import instances, metrics
+from unet.evaluation import instance_iou, metrics
 
 TABLE = labels.CITYSCAPES
 IDS = labels.num_ids(TABLE)
@@ -77,8 +77,8 @@ def our_scores(images: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> tuple
     rows = []
     for label_ids, instance_ids, predicted in images:
         confusion += metrics.count_pairs(label_ids, predicted, IDS)[:-1].reshape(IDS, IDS)
-        rows.append(instances.measure(instance_ids.astype(np.int32), predicted, TABLE))
-    return confusion, metrics.scores(confusion, TABLE) | instances.scores(np.concatenate(rows), confusion, TABLE)
+        rows.append(instance_iou.measure(instance_ids.astype(np.int32), predicted, TABLE))
+    return confusion, metrics.scores(confusion, TABLE) | instance_iou.scores(np.concatenate(rows), confusion, TABLE)
 
 
 def largest_difference(theirs: dict[str, float], ours: dict[str, float]) -> float:
@@ -186,5 +186,5 @@ def read_tree(root: pathlib.Path) -> list[tuple[np.ndarray, np.ndarray]]:
         instance_ids = np.asarray(Image.open(instance_file)) if instance_file.exists() else label_ids.astype(np.int32)
         found.append((label_ids, instance_ids))
     if not found:
-        raise entry.Failure(entry.MISSING_INPUT, f'{root}: no gtFine/*/*/*_labelIds.png')
+        raise entry.UserError(entry.MISSING_INPUT, f'{root}: no gtFine/*/*/*_labelIds.png')
     return found

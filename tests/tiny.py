@@ -12,7 +12,7 @@ import time
 import numpy as np
 from PIL import Image
 
-from data_prep import records
+from data_prep import records, tfrecord
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -50,11 +50,11 @@ def write_folder(
             for place in part:
                 image, label = pairs[place]
                 name = f'{split}_{place:03d}'
-                example = records.serialize(
+                example = tfrecord.serialize(
                     {'image_id': name.encode(), 'image_left': png(image), 'segmentation_label': png(label)}
                 )
                 rows.append([len(content), len(example), *label.shape, int(labelled), name])
-                content += records.frame(example)
+                content += tfrecord.frame(example)
             file = f'cityscapes-{split}.tfrecord-{number:05d}-of-00002'
             (folder / file).write_bytes(content)
             shards.append({'file': file, 'bytes': len(content), 'records': rows})

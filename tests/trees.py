@@ -7,7 +7,8 @@ import zipfile
 
 import numpy as np
 
-from data_prep import conversion, images, labels, shards
+from data_prep import build as conversion
+from data_prep import images, labels, shards
 from tests import tiny
 
 SIZE = (24, 40)

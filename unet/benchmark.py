@@ -21,8 +21,7 @@ import tempfile
 
 from absl import flags
 
-from data_prep import records
-from launch import entry
+from launch import entry, files, host
 from unet import config_flag
 
 FILE = 'benchmark.json'
@@ -40,22 +39,22 @@ _ROW = '{:<10}{:>12}{:>12}{:>12}{:>12}  {}'
 def main() -> None:
     config = config_flag.checked()
     if not _PARTS.value or set(_PARTS.value) - set(PARTS):
-        raise entry.Failure(entry.BAD_USAGE, f'--parts={",".join(_PARTS.value)}: choose of {",".join(PARTS)}')
+        raise entry.UserError(entry.BAD_USAGE, f'--parts={",".join(_PARTS.value)}: choose of {",".join(PARTS)}')
     if _WORKDIR.value:
-        with entry.quiet_import():
-            from unet import workdir
+        with host.quiet_import():
+            from unet.training import workdir
         workdir.check_writable(_WORKDIR.value)
     figures = _scale(config.global_batch) if _SCALE.value else _measure(config)
     if _WORKDIR.value and figures:
         path = pathlib.Path(_WORKDIR.value, FILE)
         path.parent.mkdir(parents=True, exist_ok=True)
-        records.write_atomically(str(path), json.dumps(figures, indent=1) + '\n')
+        files.write_atomically(str(path), json.dumps(figures, indent=1) + '\n')
 
 
 def _measure(config) -> dict[str, dict]:
     """Every part on the devices of this process and of its peers, printed as it goes; nothing on all but rank 0."""
-    with entry.quiet_import():
-        from unet import throughput
+    with host.quiet_import():
+        from unet.diagnostics import throughput
 
     conditions = {}
 
@@ -131,14 +130,14 @@ def _verdict(figures: dict) -> str:
 def _scale(global_batch: int) -> dict[str, dict]:
     """The same on one, two, ... devices of this host."""
     if not all(number.isdecimal() and int(number) for number in _SCALE.value):
-        raise entry.Failure(entry.BAD_USAGE, f'--scale={",".join(_SCALE.value)}: give numbers, e.g. 1,2,4')
+        raise entry.UserError(entry.BAD_USAGE, f'--scale={",".join(_SCALE.value)}: give numbers, e.g. 1,2,4')
     counts = sorted(map(int, _SCALE.value))
-    gpus, cores = entry.visible_gpus(), entry.cores()
+    gpus, cores = host.visible_gpus(), host.cores()
     most, what = (len(gpus), 'GPUs') if gpus else (cores, 'cores')
     if counts[-1] > most:
-        raise entry.Failure(entry.BAD_CONFIG, f'--scale={counts[-1]}: this host has {most} {what}')
+        raise entry.UserError(entry.BAD_CONFIG, f'--scale={counts[-1]}: this host has {most} {what}')
     if global_batch % counts[-1]:
-        raise entry.Failure(
+        raise entry.UserError(
             entry.BAD_CONFIG,
             f'--scale={counts[-1]}: config.global_batch={global_batch} does not divide. Set it to a multiple.',
         )
@@ -163,7 +162,7 @@ def _scale(global_batch: int) -> dict[str, dict]:
                 program = ['launch.local', *workers, '--module=unet.benchmark', '--']
             status = subprocess.run([*command, *program, *arguments], env=environ).returncode
             if status:
-                raise entry.Failure(status, f'with {count} it ended with status {status}, for the reason above')
+                raise entry.UserError(status, f'with {count} it ended with status {status}, for the reason above')
             figures[count] = json.loads(pathlib.Path(folder, FILE).read_text())
     print(_scaling_table(figures), flush=True)
     return figures

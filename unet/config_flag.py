@@ -18,13 +18,13 @@ def checked() -> ConfigDict:
     """The config, in which `validate` finds nothing wrong.
 
     Raises:
-      Failure: BAD_USAGE if there is none, BAD_CONFIG if it cannot work.
+      UserError: BAD_USAGE if there is none, BAD_CONFIG if it cannot work.
     """
     if _CONFIG.value is None:
-        raise entry.Failure(entry.BAD_USAGE, 'pass --config, e.g. --config=configs/cityscapes.py')
+        raise entry.UserError(entry.BAD_USAGE, 'pass --config, e.g. --config=configs/cityscapes.py')
     problems = default.validate(_CONFIG.value)
     if problems:
-        raise entry.Failure(entry.BAD_CONFIG, '\n'.join(problems))
+        raise entry.UserError(entry.BAD_CONFIG, '\n'.join(problems))
     return _CONFIG.value
 
 

@@ -18,8 +18,8 @@ import os
 
 from absl import flags
 
-from launch import entry, progress
-from unet import looking
+from launch import entry, host, progress
+from unet.inference import options
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; required.')
 _DATA_DIR = flags.DEFINE_string('data_dir', 'data/cityscapes', 'Record folder.')
@@ -46,34 +46,36 @@ _SUBMISSION_DIR = flags.DEFINE_string('submission_dir', None, 'Folder for the fi
 
 
 def main() -> None:
-    entry.outlive_readers()
+    host.ignore_broken_pipes()
     if not _WORKDIR.value:
-        raise entry.Failure(entry.BAD_USAGE, 'pass --workdir, the folder of a run of unet.main')
-    scales = looking.parse_scales(_SCALES.value)
+        raise entry.UserError(entry.BAD_USAGE, 'pass --workdir, the folder of a run of unet.main')
+    scales = options.parse_scales(_SCALES.value)
 
-    with entry.quiet_import():
+    with host.quiet_import():
         from data_prep import records
-        from unet import instances, scoring, stopping, submission, workdir
+        from unet.distributed import shutdown
+        from unet.evaluation import instance_iou, predict_split, submission
+        from unet.training import workdir
 
     config = workdir.read_config(_WORKDIR.value)
     looks = {'scales': scales, 'flip': _FLIP.value}
     if _WINDOW.value:
-        window = looking.parse_window(_WINDOW.value, config.model.depth, config.model.padding)
+        window = options.parse_window(_WINDOW.value, config.model.depth, config.model.padding)
         looks |= {'tile': window} if config.model.padding == 'valid' else {'window': window, 'overlap': _OVERLAP.value}
     split = records.read_split(_DATA_DIR.value, _SPLIT.value or ('test' if _SUBMISSION_DIR.value else 'validation'))
     scored = not _SUBMISSION_DIR.value or bool(split.labelled.all())
     if scored:
-        scoring.check_labelled(split)
+        predict_split.check_labelled(split)
     if _SUBMISSION_DIR.value:
         submission.prepare(_SUBMISSION_DIR.value, split, records.read_manifest(_DATA_DIR.value))
     instance_files = None
     if _CITYSCAPES_DIR.value and scored:
-        instance_files = instances.find(_CITYSCAPES_DIR.value, split.image_ids)
-    with stopping.StopRequest(config.runtime.grace_seconds) as stop:
+        instance_files = instance_iou.find(_CITYSCAPES_DIR.value, split.image_ids)
+    with shutdown.StopRequest(config.runtime.grace_seconds) as stop:
         try:
             _evaluate(config, split, looks, scored, instance_files, stop)
-        except scoring.Interrupted:
-            raise entry.Failure(
+        except predict_split.Interrupted:
+            raise entry.UserError(
                 entry.STOPPED, 'stopped on request; nothing was scored, the same command starts over'
             ) from None
 
@@ -82,28 +84,31 @@ def _evaluate(config, split, looks: dict, scored: bool, instance_files: dict | N
     """Predicts the split, on all processes, and writes what was asked for."""
     import tensorflow as tf
 
-    from unet import cluster, from_config, instances, peers, reporting, scoring, submission, tally
+    from unet.distributed import cluster
+    from unet.evaluation import accumulator, instance_iou, predict_split, submission
+    from unet.inference import build as inference_build
+    from unet.reporting import page
+    from unet.training import restore
 
-    workers, runtime = cluster.workers(os.environ), config.runtime
-    with contextlib.ExitStack() as until_the_end:
-        group = until_the_end.enter_context(
-            peers.meet(workers.addresses, workers.rank, peer_seconds=runtime.peer_seconds, check=stop.check)
-        )
-        until_the_end.enter_context(peers.one_voice(group))
-        group.agree(f'the split {split.name}', split.digest(), 'give all ranks the same records')
-        strategy = cluster.make_strategy(runtime.virtual_devices, workers, peer_seconds=runtime.peer_seconds)
-        group.agree('the number of devices', strategy.num_replicas_in_sync, 'give all hosts equally many GPUs')
-        stop.listen()
+    runtime = config.runtime
+    with cluster.join(
+        virtual_devices=runtime.virtual_devices,
+        peer_seconds=runtime.peer_seconds,
+        stall_seconds=runtime.stall_seconds,
+        stop=stop,
+        equal=[(f'the split {split.name}', split.digest(), 'give all ranks the same records')],
+    ) as joined:
+        group, strategy, stall = joined.group, joined.strategy, joined.stall
         with strategy.scope():
-            config, table, network, path = from_config.trained(_WORKDIR.value, _CHECKPOINT.value)
-        group.agree('the checkpoint', path, 'the workdir must be on a filesystem that all hosts share')
+            config, table, network, path = restore.trained(_WORKDIR.value, _CHECKPOINT.value)
+        group.check_equal('the checkpoint', path, 'the workdir must be on a filesystem that all hosts share')
         if instance_files:
-            instances.check_classes(table)
+            instance_iou.check_classes(table)
         batch = _BATCH.value or config.eval.batch
-        compiled = from_config.jit_predictions(config, strategy.num_replicas_in_sync)
-        found = scoring.predictions(
+        compiled = inference_build.jit_predictions(config, strategy.num_replicas_in_sync)
+        found = predict_split.predictions(
             strategy,
-            from_config.predictor(config, network, table, **looks, jit_windows=compiled),
+            inference_build.predictor(config, network, table, **looks, jit_windows=compiled),
             split,
             batch=batch,
             jit_compile=compiled and 'window' not in looks,
@@ -115,42 +120,36 @@ def _evaluate(config, split, looks: dict, scored: bool, instance_files: dict | N
             if files:
                 submission.write(files[example], prediction)
             if scored:
-                return tally.of_image(split.image_ids[example], truth, prediction, table, instance_files)
+                return accumulator.of_image(split.image_ids[example], truth, prediction, table, instance_files)
 
         try:
-            counts = list(
-                _with_progress(scoring.in_threads(deal_with, found), len(split), group, runtime.stall_seconds)
-            )
+            counts = list(_with_progress(predict_split.in_threads(deal_with, found), len(split), group, stall))
         except tf.errors.ResourceExhaustedError as error:
-            raise entry.Failure(
+            raise entry.UserError(
                 entry.BAD_CONFIG,
                 f'a device is out of memory with {batch} images at a time ({error.message.splitlines()[0][:200]}). '
                 'Pass --batch=1, or look through windows: --window=512x1024.',
             ) from error
         except tf.errors.OpError as error:
-            group.explain(error)
+            group.raise_if_peer_lost(error)
             raise
-        shares = group.gather(tally.add(counts, table) if scored else None)
+        shares = group.all_gather(accumulator.add(counts, table) if scored else None)
         if group.rank == 0:
             if files:
                 archive = submission.check_and_zip(_SUBMISSION_DIR.value, split, table)
                 print(f'{len(split)} images of {split.name} by {path}, read back and found well: {archive}')
             if scored:
-                total = tally.whole(tally.add(shares, table), split, table)
+                total = accumulator.whole(accumulator.add(shares, table), split, table)
                 scores = _write(total, config.labels, table, split.name, path, looks)
-                reporting.write_after(
-                    _WORKDIR.value, _DATA_DIR.value, split.name, config.eval.pictures, lambda: bool(stop)
-                )
+                page.write_after(_WORKDIR.value, _DATA_DIR.value, split.name, config.eval.pictures, lambda: bool(stop))
                 _print(scores, total, config.labels, table, split.name, path)
-        group.gather(None)  # nobody leaves before the files are written
+        group.all_gather(None)  # nobody leaves before the files are written
 
 
-def _with_progress(results, total: int, group, stall_seconds: float):
-    """Passes on what comes, shows how far all processes are, and ends the process if nothing comes for too long."""
-    from unet import stopping
-
+def _with_progress(results, total: int, group, stall):
+    """Passes on what comes and shows how far all processes are."""
     shown = contextlib.nullcontext(lambda count: None) if group.rank else progress.show(total, 'image')
-    with stopping.Stall(stall_seconds) as stall, shown as advance:
+    with shown as advance:
         for done, result in enumerate(results):
             yield result
             stall.progress()
@@ -159,8 +158,11 @@ def _with_progress(results, total: int, group, stall_seconds: float):
 
 def _write(total, learnt: str, table, split: str, path: str, looks: dict) -> dict[str, float]:
     """Writes the files of the workdir and returns the scores."""
-    from data_prep import labels, records
-    from unet import console, heatmap, metrics, visualize
+    from data_prep import labels
+    from launch import files
+    from unet.evaluation import metrics
+    from unet.reporting import confusion_plot, draw
+    from unet.training import train_log
 
     scores = total.scores(table)
     if learnt == 'label_ids':
@@ -176,25 +178,26 @@ def _write(total, learnt: str, table, split: str, path: str, looks: dict) -> dic
         'scores_of_images': {image_id: _without_nan(own) for image_id, own in total.images.items()},
         'confusion': total.confusion.tolist(),
     }
-    records.write_atomically(_file('evaluate', split, 'json'), json.dumps(result) + '\n')
+    files.write_atomically(_file('evaluate', split, 'json'), json.dumps(result) + '\n')
     shown = table if learnt == 'label_ids' else labels.classes(table)
-    title = f'{path}\n{console.headline(scores)}'
-    visualize.save(heatmap.draw(total.confusion, shown, title), _file('confusion', split, 'png'))
+    title = f'{path}\n{train_log.headline(scores)}'
+    draw.save(confusion_plot.draw(total.confusion, shown, title), _file('confusion', split, 'png'))
     return scores
 
 
 def _print(scores: dict[str, float], total, learnt: str, table, split: str, path: str) -> None:
-    from unet import console, tables
+    from unet.evaluation import score_tables
+    from unet.training import train_log
 
     if learnt == 'label_ids':
-        print(f'Over its own classes, void ones too:\n{tables.of_all_ids(total.confusion, table)}')
+        print(f'Over its own classes, void ones too:\n{score_tables.of_all_ids(total.confusion, table)}')
         print(f'mIoU of all label ids {100 * scores["eval/miou_all_ids"]:.2f} %\n\nBy the official rules:')
-    print(tables.of_classes(scores, total.confusion, table))
-    print(tables.of_categories(scores, table))
+    print(score_tables.of_classes(scores, total.confusion, table))
+    print(score_tables.of_categories(scores, table))
     print(f'{path} on {len(total.images)} images of {split}')
     print(f'All figures: {_file("evaluate", split, "json")}   Confusion: {_file("confusion", split, "png")}')
-    print(tables.of_means(scores))
-    print(console.headline(scores))
+    print(score_tables.of_means(scores))
+    print(train_log.headline(scores))
 
 
 def _file(name: str, split: str, suffix: str) -> str:

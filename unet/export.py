@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from absl import flags
 
-from launch import entry, progress
+from launch import entry, host, progress
 
 _FORMATS = ('saved_model', 'float16', 'int8', 'onnx')
 
@@ -45,63 +45,69 @@ _PRECISION = flags.DEFINE_enum(
 
 def main() -> None:
     if not _WORKDIR.value:
-        raise entry.Failure(entry.BAD_USAGE, 'pass --workdir, the folder of a run of unet.main')
+        raise entry.UserError(entry.BAD_USAGE, 'pass --workdir, the folder of a run of unet.main')
     if not _WANTED.value or set(_WANTED.value) - set(_FORMATS):
-        raise entry.Failure(entry.BAD_USAGE, f'--formats={",".join(_WANTED.value)}: choose from {", ".join(_FORMATS)}')
+        raise entry.UserError(
+            entry.BAD_USAGE, f'--formats={",".join(_WANTED.value)}: choose from {", ".join(_FORMATS)}'
+        )
     if _SIZE.value and not re.fullmatch(r'[1-9]\d*x[1-9]\d*', _SIZE.value):
-        raise entry.Failure(entry.BAD_USAGE, f'--size={_SIZE.value}: expected HEIGHTxWIDTH in pixels, e.g. 512x1024')
+        raise entry.UserError(entry.BAD_USAGE, f'--size={_SIZE.value}: expected HEIGHTxWIDTH in pixels, e.g. 512x1024')
 
-    with entry.quiet_import():
+    with host.quiet_import():
         from data_prep import records
-        from unet import converters, examples, exporting, folding, from_config, saved_model
+        from unet.data import samples
+        from unet.exporting import converters, fold_batch_norm, saved_model, verify
+        from unet.inference import build as inference_build
+        from unet.models import build as model_build
+        from unet.training import restore
 
     if 'onnx' in _WANTED.value:
         converters.check_onnx()
-    config, table, network, path = from_config.trained(_WORKDIR.value, _CHECKPOINT.value)
+    config, table, network, path = restore.trained(_WORKDIR.value, _CHECKPOINT.value)
     if config.model.padding == 'valid' and set(_WANTED.value) != {'saved_model'}:
-        raise entry.Failure(
+        raise entry.UserError(
             entry.BAD_CONFIG,
             f'--formats={",".join(_WANTED.value)}: the run is of an unpadded network, which sees an image as tiles, in '
             'a loop that TensorFlow Lite and ONNX cannot express. Pass --formats=saved_model.',
         )
     split = records.read_split(_DATA_DIR.value, _SPLIT.value)
     calibration = records.read_split(_DATA_DIR.value, _CALIBRATION_SPLIT.value) if 'int8' in _WANTED.value else None
-    images = [examples.read(split, number)[0] for number in examples.spread(split, _CHECK_IMAGES.value)]
-    size = tuple(map(int, _SIZE.value.split('x'))) if _SIZE.value else examples.most_frequent_size(split)
+    images = [samples.read(split, number)[0] for number in samples.spread(split, _CHECK_IMAGES.value)]
+    size = tuple(map(int, _SIZE.value.split('x'))) if _SIZE.value else samples.most_frequent_size(split)
     output = pathlib.Path(_OUTPUT_DIR.value or os.path.join(_WORKDIR.value, 'export'))
     output.mkdir(parents=True, exist_ok=True)
     print(f'{path}, compared on {_SPLIT.value} of {_DATA_DIR.value}', flush=True)
 
     def model_in(precision: str, *, folded: bool = False) -> saved_model.Outputs:
-        own, net = from_config.in_precision(config, network, table, precision)
+        own, net = model_build.in_precision(config, network, table, precision)
         if folded:
-            folding.fold(net)
+            fold_batch_norm.fold(net)
         return saved_model.outputs_of_logits(
-            from_config.logits(own, net), from_config.id_of_class(config.labels, table)
+            inference_build.logits(own, net), model_build.id_of_class(config.labels, table)
         )
 
     def calibration_images(advance: Callable[[int], None]) -> Iterator[np.ndarray]:
-        for number in examples.spread(calibration, _CALIBRATION_IMAGES.value):
-            yield examples.resized(examples.read(calibration, number)[0], size, smooth=True)
+        for number in samples.spread(calibration, _CALIBRATION_IMAGES.value):
+            yield samples.resized(samples.read(calibration, number)[0], size, smooth=True)
             advance(1)
 
     if 'saved_model' in _WANTED.value:
-        folder = output / saved_model.FOLDER / str(from_config.step_of(path))
+        folder = output / saved_model.FOLDER / str(restore.step_of(path))
         model = model_in(_PRECISION.value or config.precision)
-        print(exporting.write_saved_model(model, table, folder, images), flush=True)
+        print(verify.write_saved_model(model, table, folder, images), flush=True)
     model, folded = model_in('float32'), model_in('float32', folded=True)
-    at_size = [examples.resized(image, size, smooth=True) for image in images]
+    at_size = [samples.resized(image, size, smooth=True) for image in images]
     if 'float16' in _WANTED.value:
         content = converters.float16(folded, size)
-        print(exporting.write_file('float16', content, output / 'model.float16.tflite', model, at_size), flush=True)
+        print(verify.write_file('float16', content, output / 'model.float16.tflite', model, at_size), flush=True)
     if 'int8' in _WANTED.value:
         count = min(_CALIBRATION_IMAGES.value, len(calibration))
         with progress.show(count, 'calibration image') as advance:
             content = converters.int8(folded, size, lambda: calibration_images(advance))
-        print(exporting.write_file('int8', content, output / 'model.int8.tflite', model, at_size), flush=True)
+        print(verify.write_file('int8', content, output / 'model.int8.tflite', model, at_size), flush=True)
     if 'onnx' in _WANTED.value:
         content = converters.onnx(folded)
-        print(exporting.write_file('onnx', content, output / 'model.onnx', model, images), flush=True)
+        print(verify.write_file('onnx', content, output / 'model.onnx', model, images), flush=True)
 
 
 if __name__ == '__main__':

@@ -11,8 +11,9 @@ import os
 
 from absl import flags
 
-from launch import entry
-from unet import config_flag, stopping
+from launch import entry, host
+from unet import config_flag
+from unet.distributed import shutdown
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; default runs/<config name>.')
 _DATA_DIR = flags.DEFINE_string('data_dir', 'data/cityscapes', 'Record folder, from data_prep.build_tfrecords or TFDS.')
@@ -22,11 +23,11 @@ _ACCEPT_CONFIG_CHANGE = flags.DEFINE_bool(
 
 
 def main() -> None:
-    entry.outlive_readers()
+    host.ignore_broken_pipes()
     config = config_flag.checked()
     workdir = _WORKDIR.value or os.path.join('runs', config_flag.name())
-    with stopping.StopRequest(config.runtime.grace_seconds) as stop:
-        with entry.quiet_import():
+    with shutdown.StopRequest(config.runtime.grace_seconds) as stop:
+        with host.quiet_import():
             from unet import train
         train.train_and_evaluate(
             config, workdir, _DATA_DIR.value, stop, accept_config_change=_ACCEPT_CONFIG_CHANGE.value

@@ -15,7 +15,7 @@ import pathlib
 
 from absl import flags
 
-from launch import entry, progress
+from launch import entry, host, progress
 
 _OUTPUTS = ('label_ids', 'colors', 'overlays', 'panels', 'confidence')
 _WAITING = 32  # images whose pictures may be waiting to be written
@@ -37,34 +37,43 @@ _BATCH = flags.DEFINE_integer(
 
 def main() -> None:
     if not _IMAGES.value:
-        raise entry.Failure(entry.BAD_USAGE, 'pass --images, an image, a video, a folder or a quoted glob')
+        raise entry.UserError(entry.BAD_USAGE, 'pass --images, an image, a video, a folder or a quoted glob')
     if bool(_WORKDIR.value) == bool(_MODEL.value):
-        raise entry.Failure(entry.BAD_USAGE, 'pass --workdir, the folder of a run, or --model, what unet.export wrote')
+        raise entry.UserError(
+            entry.BAD_USAGE, 'pass --workdir, the folder of a run, or --model, what unet.export wrote'
+        )
     unknown = set(_WANTED.value) - set(_OUTPUTS)
     if unknown or not _WANTED.value:
-        raise entry.Failure(entry.BAD_USAGE, f'--outputs={",".join(_WANTED.value)}: choose from {", ".join(_OUTPUTS)}')
+        raise entry.UserError(
+            entry.BAD_USAGE, f'--outputs={",".join(_WANTED.value)}: choose from {", ".join(_OUTPUTS)}'
+        )
     output = pathlib.Path(_OUTPUT_DIR.value)
     if output.exists() and not output.is_dir():
-        raise entry.Failure(entry.BAD_USAGE, f'--output_dir={output}: is a file; pass a folder')
+        raise entry.UserError(entry.BAD_USAGE, f'--output_dir={output}: is a file; pass a folder')
 
-    with entry.quiet_import():
-        from unet import frames
+    with host.quiet_import():
+        from unet.data import media
 
-    sources = frames.find(_IMAGES.value, leave_out=[output / kind for kind in _OUTPUTS])
+    sources = media.find(_IMAGES.value, leave_out=[output / kind for kind in _OUTPUTS])
 
-    with entry.quiet_import():
+    with host.quiet_import():
         import tensorflow as tf
 
-        from unet import cluster, from_config, saved_model, visualize
+        from unet.distributed import cluster
+        from unet.exporting import saved_model
+        from unet.inference import build as inference_build
+        from unet.models import build as model_build
+        from unet.reporting import draw
+        from unet.training import restore
 
     strategy = cluster.make_strategy(0)  # which also refuses to run on the CPU of a machine with GPUs unnoticed
     with strategy.scope():
         if _MODEL.value:
             outputs_of, table, path = saved_model.load(_MODEL.value)
         else:
-            config, table, network, path = from_config.trained(_WORKDIR.value, _CHECKPOINT.value)
+            config, table, network, path = restore.trained(_WORKDIR.value, _CHECKPOINT.value)
             outputs_of = saved_model.outputs_of_logits(
-                from_config.logits(config, network), from_config.id_of_class(config.labels, table)
+                inference_build.logits(config, network), model_build.id_of_class(config.labels, table)
             )
 
     @tf.function(reduce_retracing=True)
@@ -74,20 +83,20 @@ def main() -> None:
         return outputs['label_ids'], tf.cast(tf.round(255.0 * confidence), tf.uint8)
 
     def write(name, image, label_ids, confidence):
-        pictures = {'label_ids': label_ids, 'colors': visualize.colorize(label_ids, table), 'confidence': confidence}
-        pictures['overlays'] = visualize.overlay(image, label_ids, table)
+        pictures = {'label_ids': label_ids, 'colors': draw.colorize(label_ids, table), 'confidence': confidence}
+        pictures['overlays'] = draw.overlay(image, label_ids, table)
         if 'panels' in _WANTED.value:
-            panel = visualize.side_by_side(image, pictures['colors'], pictures['overlays'])
-            pictures['panels'] = visualize.with_legend(panel, label_ids, table)
+            panel = draw.side_by_side(image, pictures['colors'], pictures['overlays'])
+            pictures['panels'] = draw.with_legend(panel, label_ids, table)
         for kind in _WANTED.value:
-            visualize.save(pictures[kind], output / kind / f'{name}.png')
+            draw.save(pictures[kind], output / kind / f'{name}.png')
 
     problems, done, writing = [], 0, collections.deque()
     with (
-        progress.show(frames.count(sources), 'image') as advance,
-        concurrent.futures.ThreadPoolExecutor(entry.cores()) as pool,
+        progress.show(media.count(sources), 'image') as advance,
+        concurrent.futures.ThreadPoolExecutor(host.cores()) as pool,
     ):
-        for names, images in frames.batched(frames.read(sources, problems), _BATCH.value):
+        for names, images in media.batched(media.read(sources, problems), _BATCH.value):
             try:
                 label_ids, confidence = segment(tf.constant(images))
                 label_ids, confidence = label_ids.numpy(), confidence.numpy()
@@ -107,7 +116,7 @@ def main() -> None:
     kinds = ', '.join(sorted(set(_WANTED.value), key=_OUTPUTS.index))
     print(f'{done} images by {path}: {kinds} in {output}', flush=True)
     if problems:
-        raise entry.Failure(
+        raise entry.UserError(
             entry.BAD_DATA, f'{len(problems)} could not be read and were passed over:\n  ' + '\n  '.join(problems)
         )
 

@@ -7,7 +7,6 @@ overflow on any of them is withheld on all, that compiled, recomputed and restor
 the all-reduce. On several hosts, start it as unet.main is started: it is `--module=unet.preflight` of the launchers.
 """
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -15,7 +14,7 @@ from collections.abc import Callable
 
 from absl import flags
 
-from launch import entry
+from launch import entry, host
 from unet import config_flag
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; default runs/<config name>.')
@@ -38,9 +37,14 @@ def main() -> int:
     runtime = config.runtime
     run = _WORKDIR.value or os.path.join('runs', config_flag.name())
 
-    with entry.quiet_import():
+    with host.quiet_import():
         from data_prep import records
-        from unet import checks, cluster, from_config, peers, selfcheck, stopping, train, workdir
+        from unet import train
+        from unet.diagnostics import checks, selfcheck
+        from unet.distributed import cluster
+        from unet.models import build as model_build
+        from unet.training import build as training_build
+        from unet.training import restore, workdir
 
     failed = []
 
@@ -55,44 +59,41 @@ def main() -> int:
         try:
             call()
             tell(checks.Check(name, True, found))
-        except entry.Failure as error:
+        except entry.UserError as error:
             tell(checks.Check(name, False, str(error), status=error.status))
 
-    workers = cluster.workers(os.environ)
-    with contextlib.ExitStack() as until_the_end:
-        stall = until_the_end.enter_context(stopping.Stall(runtime.stall_seconds))
-        group = until_the_end.enter_context(
-            peers.meet(workers.addresses, workers.rank, peer_seconds=runtime.peer_seconds)
-        )
-        until_the_end.enter_context(peers.one_voice(group))
-        tell(checks.Check('workers', True, f'{workers.count}, each reached by each other'))
-        split = records.read_split(_DATA_DIR.value, '+'.join(config.data.train_splits))
-        eval_split = records.read_split(_DATA_DIR.value, config.data.eval_split)
-        table = records.read_label_table(_DATA_DIR.value)
-        train.agree(group, config, [split, eval_split])
+    split = records.read_split(_DATA_DIR.value, '+'.join(config.data.train_splits))
+    eval_split = records.read_split(_DATA_DIR.value, config.data.eval_split)
+    table = records.read_label_table(_DATA_DIR.value)
+    with cluster.join(
+        virtual_devices=runtime.virtual_devices,
+        peer_seconds=runtime.peer_seconds,
+        stall_seconds=runtime.stall_seconds,
+        equal=train.must_be_equal(config, [split, eval_split]),
+    ) as joined:
+        group, strategy, stall = joined.group, joined.strategy, joined.stall
+        tell(checks.Check('workers', True, f'{joined.workers.count}, each reached by each other'))
         tell(checks.Check('agreement', True, 'code, config and data are the same on all workers'))
-        strategy = cluster.make_strategy(runtime.virtual_devices, workers, peer_seconds=runtime.peer_seconds)
-        group.agree('the number of devices', strategy.num_replicas_in_sync, 'give all hosts equally many GPUs')
-        devices = f'{strategy.num_replicas_in_sync} {"GPU" if entry.visible_gpus() else "CPU"} device(s)'
-        tell(checks.Check('devices', True, f'{devices}; the driver shows {len(entry.visible_gpus())} GPU(s) here'))
+        devices = f'{strategy.num_replicas_in_sync} {"GPU" if host.visible_gpus() else "CPU"} device(s)'
+        tell(checks.Check('devices', True, f'{devices}; the driver shows {len(host.visible_gpus())} GPU(s) here'))
         ours = list(checks.before_training(config, run, _DATA_DIR.value, split, eval_split, table, strategy))
-        for rank, theirs in enumerate(group.gather([dataclasses.asdict(check) for check in ours])):
+        for rank, theirs in enumerate(group.all_gather([dataclasses.asdict(check) for check in ours])):
             for check in map(lambda fields: checks.Check(**fields), theirs):
                 if rank == 0 or not check.passed:
                     tell(dataclasses.replace(check, name=f'{check.name} on {group.name(rank)}') if rank else check)
         attempt('workdir', f'{run} may be written to', lambda: workdir.check_writable(run))
         attempt('config of the run', 'the same, or new', lambda: workdir.compare_config(run, config))
         class_pixels = records.class_pixels(_DATA_DIR.value, config.data.train_splits)
-        attempt('losses', 'fit the classes', lambda: from_config.losses(config, table, class_pixels))
+        attempt('losses', 'fit the classes', lambda: training_build.losses(config, table, class_pixels))
         if config.init_from:
-            network = from_config.network(config, table, replicas=1)
-            attempt('init_from', 'fits', lambda: from_config.init_from(config.init_from, network))
+            network = model_build.model(config, table, replicas=1)
+            attempt('init_from', 'fits', lambda: restore.init_from(config.init_from, network))
         tell(checks.expected_time(config, table, strategy, 1e9 * _BANDWIDTH.value, _LATENCY.value / 1000))
         if _SELFCHECK.value:
             for check in selfcheck.run(config, table, strategy):
                 stall.progress()
                 tell(check)
-        group.gather(None)
+        group.all_gather(None)
     return next((check.status for check in failed if check.status), entry.OK)
 
 

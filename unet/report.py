@@ -11,7 +11,7 @@ import os
 
 from absl import flags
 
-from launch import entry, progress
+from launch import entry, host, progress
 
 _WORKDIR = flags.DEFINE_multi_string('workdir', [], 'Folder of a run; required, may be repeated to compare runs.')
 _DATA_DIR = flags.DEFINE_string(
@@ -27,9 +27,9 @@ _OUTPUT = flags.DEFINE_string('output', None, 'The HTML file; default report.htm
 
 def main() -> None:
     if not _WORKDIR.value:
-        raise entry.Failure(entry.BAD_USAGE, 'pass --workdir, the folder of a run of unet.main')
+        raise entry.UserError(entry.BAD_USAGE, 'pass --workdir, the folder of a run of unet.main')
     if len(set(map(os.path.realpath, _WORKDIR.value))) < len(_WORKDIR.value):
-        raise entry.Failure(entry.BAD_USAGE, '--workdir: the same run is given twice')
+        raise entry.UserError(entry.BAD_USAGE, '--workdir: the same run is given twice')
     data_dir = _DATA_DIR.value
     if data_dir is None:
         data_dir = 'data/cityscapes'
@@ -39,11 +39,11 @@ def main() -> None:
     default = 'report.html' if len(_WORKDIR.value) == 1 else 'comparison.html'
     output = _OUTPUT.value or os.path.join(_WORKDIR.value[0], default)
 
-    with entry.quiet_import():
-        from unet import reporting
+    with host.quiet_import():
+        from unet.reporting import page
 
     with progress.show(_IMAGES.value * len(_WORKDIR.value), 'image') as advance:
-        reporting.write(
+        page.write(
             _WORKDIR.value,
             output,
             data_dir=data_dir,

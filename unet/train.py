@@ -1,6 +1,6 @@
 """Training: records -> a workdir with checkpoints, metrics and pictures.
 
-    with stopping.StopRequest(grace_seconds=25) as stop:
+    with shutdown.StopRequest(grace_seconds=25) as stop:
         train.train_and_evaluate(config, 'runs/cityscapes', 'data/cityscapes', stop)
 
 A run is a function of its config, its data and its seed. Started again on the same workdir it goes on from the last
@@ -21,24 +21,17 @@ import tensorflow as tf
 from ml_collections import ConfigDict
 
 from data_prep import labels, records
-from launch import entry
-from unet import (
-    checkpoint,
-    checks,
-    cluster,
-    console,
-    from_config,
-    heatmap,
-    input_pipeline,
-    metrics,
-    peers,
-    reporting,
-    scoring,
-    step,
-    stopping,
-    visualize,
-    workdir,
-)
+from launch import entry, files
+from unet.data import build as data_build
+from unet.data import input_pipeline
+from unet.diagnostics import checks
+from unet.distributed import cluster, process_group, shutdown
+from unet.evaluation import metrics, predict_split
+from unet.inference import build as inference_build
+from unet.models import build as model_build
+from unet.reporting import confusion_plot, draw, page
+from unet.training import build as training_build
+from unet.training import checkpoint, lease, metric_writer, restore, step, train_log, workdir
 
 _ENDLESS_SKIPPING = 100  # overflowed steps in a row after which float16 is given up
 
@@ -47,7 +40,7 @@ def train_and_evaluate(
     config: ConfigDict,
     run: str,
     data_dir: str,
-    stop: stopping.StopRequest,
+    stop: shutdown.StopRequest,
     *,
     accept_config_change: bool = False,
 ) -> dict[str, float]:
@@ -64,84 +57,86 @@ def train_and_evaluate(
       The scores of the last evaluation, see `metrics.scores`.
 
     Raises:
-      Failure: BAD_CONFIG, BAD_DATA, MISSING_INPUT, IN_USE, DIVERGED, NO_STORAGE, PEER_LOST, or STOPPED after a request
-        to stop, with a checkpoint saved.
+      UserError: BAD_CONFIG, BAD_DATA, MISSING_INPUT, IN_USE, DIVERGED, NO_STORAGE, PEER_LOST, or STOPPED after a
+        request to stop, with a checkpoint saved.
     """
     train_split = records.read_split(data_dir, '+'.join(config.data.train_splits))
     eval_split = records.read_split(data_dir, config.data.eval_split)
     table = records.read_label_table(data_dir)
     class_pixels = records.class_pixels(data_dir, config.data.train_splits)
-    workers = cluster.workers(os.environ)
     runtime = config.runtime
     if runtime.deterministic:
         tf.config.experimental.enable_op_determinism()
-    with contextlib.ExitStack() as until_the_end:
-        stall = until_the_end.enter_context(stopping.Stall(runtime.stall_seconds))
-        group = until_the_end.enter_context(
-            peers.meet(workers.addresses, workers.rank, peer_seconds=runtime.peer_seconds, check=stop.check)
+    with contextlib.ExitStack() as stack:
+        joined = stack.enter_context(
+            cluster.join(
+                virtual_devices=runtime.virtual_devices,
+                peer_seconds=runtime.peer_seconds,
+                stall_seconds=runtime.stall_seconds,
+                stop=stop,
+                equal=must_be_equal(config, [train_split, eval_split]),
+            )
         )
-        chief = group.rank == 0
-        until_the_end.enter_context(peers.one_voice(group))
-        agree(group, config, [train_split, eval_split])
-        strategy = cluster.make_strategy(runtime.virtual_devices, workers, peer_seconds=runtime.peer_seconds)
-        stop.listen()
-        stop.check()
-        replicas = strategy.num_replicas_in_sync
-        group.agree('the number of devices', replicas, 'give all hosts equally many GPUs')
+        workers, group, strategy, stall = joined.workers, joined.group, joined.strategy, joined.stall
+        chief, replicas = joined.is_chief, joined.replicas
         checks.refuse(checks.before_training(config, run, data_dir, train_split, eval_split, table, strategy))
         if chief:
-            until_the_end.enter_context(workdir.lease(run, check=stop.check))
+            stack.enter_context(lease.hold(run, check=stop.check))
         if runtime.microbatches == 0:
             config = config.copy_and_resolve_references()
             recorded = _recorded_microbatches(config, run, replicas)
-            config.runtime.microbatches = recorded or from_config.fitting_microbatches(config, table, group, replicas)
+            config.runtime.microbatches = recorded or training_build.fitting_microbatches(
+                config, table, group, replicas
+            )
             checks.refuse([checks.batch(config, replicas)])
         if chief:
             workdir.compare_config(run, config, accept_change=accept_config_change)
-        group.gather(None)  # the workdir is ours
+        group.all_gather(None)  # the workdir is ours
         with strategy.scope():
-            network = from_config.network(config, table, replicas=replicas)
-            state = from_config.train_state(config, network)
+            network = model_build.model(config, table, replicas=replicas)
+            state = training_build.train_state(config, network)
         weights = [variable.value for variable in network.trainable_variables]
         contents = tf.train.Checkpoint(model=network, state=state)
         restored = checkpoint.restore(os.path.join(run, workdir.CHECKPOINTS), contents)
-        group.agree(f'the checkpoint in {run}', restored, 'the workdir must be on a filesystem that all hosts share')
+        group.check_equal(
+            f'the checkpoint in {run}', restored, 'the workdir must be on a filesystem that all hosts share'
+        )
         if config.init_from and not restored:
-            print(from_config.init_from(config.init_from, network), flush=True)
+            print(restore.init_from(config.init_from, network), flush=True)
             for mean, weight in zip(state.ema, weights, strict=bool(state.ema)):
                 mean.assign(weight)
         start_step = int(state.step.numpy())
         if start_step > config.num_steps:
-            raise entry.Failure(
+            raise entry.UserError(
                 entry.BAD_CONFIG,
                 f'config.num_steps={config.num_steps}: {restored} is at step {start_step} already. Pass at least that, '
                 'or another --workdir.',
             )
-        train_steps = from_config.train_steps(config, network, state, table, strategy, class_pixels)
+        train_steps = training_build.train_steps(config, network, state, table, strategy, class_pixels)
         if chief:  # only now, when it is sure that the run goes on with it
             workdir.write_config(run, config)
-            records.write_atomically(os.path.join(run, labels.FILE), labels.to_json(table))
-        console.hello(config, network, train_split, eval_split, replicas, workers.count, restored)
+            files.write_atomically(os.path.join(run, labels.FILE), labels.to_json(table))
+        train_log.hello(config, network, train_split, eval_split, replicas, workers.count, restored)
 
         reader = input_pipeline.Reader(train_split)
         batches = None
         if start_step < config.num_steps:
-            batches = from_config.iterate(
-                from_config.distributed_batches(config, strategy, workers, reader, first_step=start_step)
+            batches = data_build.iterate(
+                data_build.distributed_batches(config, strategy, workers, reader, first_step=start_step)
             )
         evaluate = functools.partial(
             _evaluate,
             config,
             strategy,
-            from_config.predictor(config, network, table),
+            inference_build.predictor(config, network, table),
             lambda: step.averaged_weights(weights, state.ema),
             eval_split,
             table,
-            from_config.jit_predictions(config, replicas),
+            inference_build.jit_predictions(config, replicas),
             stop,
             chief,
         )
-        writer = workdir.MetricsWriter(run, last_step=start_step) if chief else None
+        writer = metric_writer.MetricsWriter(run, last_step=start_step) if chief else None
         try:
             scores = _loop(
                 config, run, contents, functools.partial(train_steps, batches), evaluate, writer, group, stop, stall
@@ -149,16 +144,14 @@ def train_and_evaluate(
         except tf.errors.OpError as error:
             if reader.failure:
                 raise reader.failure from None
-            group.explain(error)
+            group.raise_if_peer_lost(error)
             if isinstance(error, tf.errors.ResourceExhaustedError):
-                raise entry.Failure(entry.BAD_CONFIG, _out_of_memory(config, replicas, error)) from error
+                raise entry.UserError(entry.BAD_CONFIG, _out_of_memory(config, replicas, error)) from error
             raise
         if chief:
-            reporting.write_after(
-                run, data_dir, eval_split.name, config.eval.pictures, lambda: bool(stop), stall.progress
-            )
-        group.gather(None)  # nobody leaves before the report is there
-        print(f'{run}: {console.headline(scores)}', flush=True)
+            page.write_after(run, data_dir, eval_split.name, config.eval.pictures, lambda: bool(stop), stall.progress)
+        group.all_gather(None)  # nobody leaves before the report is there
+        print(f'{run}: {train_log.headline(scores)}', flush=True)
         return scores
 
 
@@ -171,12 +164,13 @@ def _recorded_microbatches(config: ConfigDict, run: str, replicas: int) -> int:
     return 0 if recorded and config.global_batch // replicas % recorded else recorded
 
 
-def agree(group: peers.Peers, config: ConfigDict, splits: list[records.Split]) -> None:
-    """Raises Failure BAD_CONFIG unless all ranks have the same code, config and data."""
-    group.agree('the code', _digest_of_code(), 'install the same version on all hosts')
-    group.agree('the config', config.to_json(), 'give all ranks the same --config and flags')
-    for split in splits:
-        group.agree(f'the split {split.name}', split.digest(), 'give all ranks the same records')
+def must_be_equal(config: ConfigDict, splits: list[records.Split]) -> list[tuple[str, str, str]]:
+    """Code, config and data, which all ranks must have the same, as `cluster.join` takes them."""
+    return [
+        ('the code', _digest_of_code(), 'install the same version on all hosts'),
+        ('the config', config.to_json(), 'give all ranks the same --config and flags'),
+        *((f'the split {split.name}', split.digest(), 'give all ranks the same records') for split in splits),
+    ]
 
 
 def _out_of_memory(config: ConfigDict, replicas: int, error: tf.errors.OpError) -> str:
@@ -192,7 +186,7 @@ def _out_of_memory(config: ConfigDict, replicas: int, error: tf.errors.OpError) 
 def _digest_of_code() -> str:
     """Of all of this project's modules that training uses."""
     root = pathlib.Path(__file__).parent.parent
-    files = sorted(file for package in ('data_prep', 'launch', 'unet') for file in (root / package).glob('*.py'))
+    files = sorted(file for package in ('data_prep', 'launch', 'unet') for file in (root / package).rglob('*.py'))
     return hashlib.sha256(b''.join(file.read_bytes() for file in files)).hexdigest()
 
 
@@ -201,11 +195,11 @@ def _loop(
     run: str,
     contents: tf.train.Checkpoint,
     train_steps: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
-    evaluate: Callable[[int, console.Progress, stopping.Stall], tuple[dict[str, float], dict[str, np.ndarray]]],
-    writer: workdir.MetricsWriter | None,
-    group: peers.Peers,
-    stop: stopping.StopRequest,
-    stall: stopping.Stall,
+    evaluate: Callable[[int, train_log.Progress, shutdown.Stall], tuple[dict[str, float], dict[str, np.ndarray]]],
+    writer: metric_writer.MetricsWriter | None,
+    group: process_group.ProcessGroup,
+    stop: shutdown.StopRequest,
+    stall: shutdown.Stall,
 ) -> dict[str, float]:
     """Evaluates, saves, stops, and trains up to the next of these, until the last step; only the chief has a writer.
 
@@ -234,7 +228,7 @@ def _loop(
             checkpoint.save(folder, contents, step=done, keep=config.checkpoint.keep)
         saved = done
 
-    with console.Progress(config.num_steps, done, config.global_batch) as progress:
+    with train_log.Progress(config.num_steps, done, config.global_batch) as progress:
         while True:
             if alone:
                 stopping_now = bool(stop)
@@ -242,7 +236,7 @@ def _loop(
             if due(config.eval.every_steps) and not evaluated and not stopping_now:
                 try:
                     scores, pictures = evaluate(done, progress, stall)
-                except scoring.Interrupted:
+                except predict_split.Interrupted:
                     stopping_now = True
                 except Exception:
                     save()  # what has been learnt is good
@@ -258,7 +252,7 @@ def _loop(
                             checkpoint.save(os.path.join(run, workdir.BEST), contents, step=done, keep=1)
                         if pictures:
                             file = os.path.join(run, 'pictures', f'step-{done:06d}.png')
-                            visualize.save(pictures['eval/pictures'], file)
+                            draw.save(pictures['eval/pictures'], file)
             if due(config.checkpoint.every_steps) or stopping_now:
                 save()
             if done in profiled:
@@ -266,8 +260,8 @@ def _loop(
             stall.progress()
             if stopping_now:
                 _profile(run, start=False, profiling=profiling)
-                group.gather(None)  # nobody leaves before the chief has saved
-                raise entry.Failure(
+                group.all_gather(None)  # nobody leaves before the chief has saved
+                raise entry.UserError(
                     entry.STOPPED, f'stopped on request after step {done}; the same command goes on from there'
                 )
             if done >= config.num_steps:
@@ -313,7 +307,7 @@ def _asked_to_stop(rows: np.ndarray) -> bool:
 
 
 def _check_finite(rows: np.ndarray, done: int, skipped: int, precision: str) -> int:
-    """Raises Failure DIVERGED naming the step if training cannot go on; returns the overflowed steps in a row so far.
+    """Raises UserError DIVERGED naming the step if training cannot go on; returns the overflowed steps in a row so far.
 
     The update of a non-finite step has been withheld already, so the last checkpoint, if there is one, is good.
     """
@@ -321,13 +315,13 @@ def _check_finite(rows: np.ndarray, done: int, skipped: int, precision: str) -> 
     for number, row in enumerate(rows, done - len(rows) + 1):
         skipped = 0 if row[step.METRICS.index('finite')] else skipped + 1
         if skipped and precision != 'float16':
-            raise entry.Failure(
+            raise entry.UserError(
                 entry.DIVERGED,
                 f'step {number}: the loss or its gradient is not finite (loss {row[0]}). Checkpoints are good. '
                 'Lower config.optimizer.learning_rate, set config.optimizer.clip_norm, or lengthen the warm-up.',
             )
         if skipped >= _ENDLESS_SKIPPING:
-            raise entry.Failure(
+            raise entry.UserError(
                 entry.DIVERGED,
                 f'step {number}: float16 has overflowed {skipped} times in a row, now at loss scale {scales[-1]:g}. '
                 'Lower config.optimizer.learning_rate or use config.precision=bfloat16.',
@@ -343,16 +337,16 @@ def _evaluate(
     split: records.Split,
     table: labels.Table,
     jit_compile: bool,
-    stop: stopping.StopRequest,
-    draw: bool,
+    stop: shutdown.StopRequest,
+    with_pictures: bool,
     done: int,
-    progress: console.Progress,
-    stall: stopping.Stall,
+    progress: train_log.Progress,
+    stall: shutdown.Stall,
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """Scores of the whole split; pictures of some of its images (image, truth, prediction) and of the confusion matrix.
 
     Raises:
-      scoring.Interrupted: if a request to stop comes meanwhile.
+      predict_split.Interrupted: if a request to stop comes meanwhile.
     """
 
     def tick(examples: int) -> None:
@@ -362,7 +356,7 @@ def _evaluate(
     started = time.monotonic()
     try:
         with averaged():
-            confusion = scoring.confusion_of_split(
+            confusion = predict_split.confusion_of_split(
                 strategy,
                 predict,
                 split,
@@ -373,17 +367,17 @@ def _evaluate(
                 stop=lambda: bool(stop),
             )
             seconds, pictures = time.monotonic() - started, {}
-            if draw and config.eval.pictures:
+            if with_pictures and config.eval.pictures:
                 chosen = np.linspace(0, len(split) - 1, min(config.eval.pictures, len(split))).astype(int)
-                pictures['eval/pictures'] = visualize.rows_of_examples(predict, split, chosen, table)
-                pictures['eval/confusion'] = heatmap.draw(confusion, labels.classes(table), f'step {done}')
+                pictures['eval/pictures'] = draw.rows_of_examples(predict, split, chosen, table)
+                pictures['eval/confusion'] = confusion_plot.draw(confusion, labels.classes(table), f'step {done}')
     except tf.errors.ResourceExhaustedError as error:
-        raise entry.Failure(
+        raise entry.UserError(
             entry.BAD_CONFIG,
             f'a device is out of memory evaluating {config.eval.batch} whole images at a time '
             f'({error.message.splitlines()[0][:200]}). Lower config.eval.batch or config.eval.pictures, or set '
             'config.eval.resize. The same command goes on from this step.',
         ) from error
     scores = metrics.scores(confusion, table) | {'time/eval_images_per_second': len(split) / seconds}
-    progress.say(f'step {done}/{config.num_steps}  {console.headline(scores, len(split))}')
+    progress.say(f'step {done}/{config.num_steps}  {train_log.headline(scores, len(split))}')
     return scores, pictures

@@ -1,0 +1,120 @@
+"""A whole build: scan the source, plan the shards, have them written, judge what they found, finish the folder."""
+
+import hashlib
+import time
+from collections.abc import Callable
+
+from etils import epath
+from PIL import __version__ as pillow_version
+
+from data_prep import build_state, cityscapes_layout, images, labels, metadata, shards
+
+
+def build(
+    settings: shards.Settings,
+    run: Callable[[list[shards.Shard]], None],
+    annotations: str = cityscapes_layout.FINE,
+    folders: tuple[str, ...] = tuple(cityscapes_layout.SPLITS),
+    seed: int = 2019,
+) -> None:
+    """Builds the folder `settings.data_dir`, or finishes it.
+
+    Args:
+      settings: where from, where to, and how.
+      run: writes a list of shards, see engines.py.
+      annotations: 'gtFine' or 'gtCoarse'.
+      folders: the split folders to read.
+      seed: of the order of the examples.
+
+    Raises:
+      UserError: MISSING_INPUT or BAD_DATA if the source is not as it should be, IN_USE if the folder holds anything
+        else.
+    """
+    started, data_dir = time.monotonic(), epath.Path(settings.data_dir)
+    found = cityscapes_layout.scan(settings.source, annotations, folders)
+    for warning in found.warnings:
+        print(f'Note: {warning}')
+    if not settings.skip_bad:
+        cityscapes_layout.report(settings.source, found.problems)
+    plan = shards.plan(found.pairs, seed)
+    used_flags = describe_flags(settings, annotations, seed)
+    source = {'images': len(found.pairs), 'sha256': cityscapes_layout.digest(found.pairs)}
+    build_state.clear(data_dir)
+    if build_state.is_complete(data_dir, used_flags, source):
+        print(f'{data_dir} is complete; nothing to do.')
+        return
+    with build_state.locked(data_dir):
+        todo = build_state.resume(data_dir, plan, used_flags, settings.skip_bad)
+        total = sum(map(len, plan.values()))
+        if len(todo) < total:
+            print(f'Going on: {total - len(todo)} of {total} shards are there.', flush=True)
+        if todo:
+            run(todo)
+        splits = {name: [build_state.read_note(data_dir, shard) for shard in part] for name, part in plan.items()}
+        skipped = found.problems + _judge(splits, settings)
+        manifest = metadata.write(data_dir, settings.table, splits, used_flags, source, skipped)
+        build_state.close(data_dir)
+    _print_summary(manifest, settings, sum(len(shard.pairs) for shard in todo), time.monotonic() - started)
+
+
+def describe_flags(settings: shards.Settings, annotations: str, seed: int) -> dict:
+    """What shapes the records besides the source, as it is stored in the manifest."""
+    encoding = settings.encoding
+    encodes = encoding != images.Encoding(jpeg_quality=encoding.jpeg_quality)
+    return {
+        'annotations': annotations,
+        'image_format': encoding.image_format,
+        'jpeg_quality': encoding.jpeg_quality if encodes and encoding.image_format != 'png' else None,
+        'size': list(encoding.size) if encoding.size else None,
+        'encoder': f'pillow {pillow_version}' if encodes else None,
+        'labels_sha256': hashlib.sha256(labels.to_json(settings.table).encode()).hexdigest(),
+        'seed': seed,
+    }
+
+
+def _judge(splits: dict[str, list[dict]], settings: shards.Settings) -> list[str]:
+    """Says what the shards' notes have found; returns the problems, which are those of the pairs left out.
+
+    Raises:
+      UserError: BAD_DATA if there are problems and they are not to be skipped, or no labels in a whole split.
+    """
+    notes = [note for part in splits.values() for note in part]
+    problems = [problem for note in notes for problem in note['problems']]
+    for kind in sorted({kind for note in notes for kind, _ in note['converted']}):
+        files = [file for note in notes for found, file in note['converted'] if found == kind]
+        print(f'Note: {len(files):,} {kind} image(s) converted to RGB, the first: {files[0]}')
+    for name, part in splits.items():
+        void = [file for note in part for file in note['void']]
+        count = sum(len(note['records']) for note in part)
+        if void and len(void) == count:
+            problems.append(
+                f'{void[0]}: void everywhere, like all {count:,} labels of {name}. Are these placeholders '
+                'of a test set? Copy the real labels, or leave the split out with --splits.'
+            )
+            if settings.skip_bad:
+                cityscapes_layout.report(settings.source, problems)
+        elif void:
+            print(f'Note: {len(void):,} label file(s) of {name} are void everywhere, the first: {void[0]}')
+        if not count:
+            cityscapes_layout.report(settings.source, [f'{name}: none of its pairs can be used.', *problems])
+    if not settings.skip_bad:
+        cityscapes_layout.report(settings.source, problems)
+    return problems
+
+
+def _print_summary(manifest: dict, settings: shards.Settings, converted: int, seconds: float) -> None:
+    if manifest['skipped']:
+        print(
+            f'Left out {len(manifest["skipped"])} pair(s) or file(s):\n{cityscapes_layout.shorten(manifest["skipped"])}'
+        )
+    print(f'{"split":<12}{"images":>9}{"labelled":>10}{"shards":>8}{"size":>12}')
+    for name, split in manifest['splits'].items():
+        size = sum(shard['bytes'] for shard in split['shards'])
+        print(
+            f'{name:<12}{split["examples"]:>9,}{split["labelled"]:>10,}{len(split["shards"]):>8}{size / 1e6:>9,.1f} MB'
+        )
+    if converted:
+        print(f'{converted:,} images in {seconds:.1f} s ({converted / seconds:,.0f} images/s)')
+    where = f'--data_dir={settings.data_dir}'
+    print(f'Check: python -m data_prep.verify_tfrecords {where} --cityscapes_dir={settings.source}')
+    print(f'Next:  python -m unet.main --config=configs/cityscapes.py {where}', flush=True)

@@ -1,0 +1,159 @@
+"""TFRecord framing and the wire format of tf.train.Example, without TensorFlow.
+
+    data = tfrecord.read_record("cityscapes-train.tfrecord-00000-of-00008", offset=0, length=2_300_000)
+    example = tfrecord.parse(data)
+
+Sources: TFRecord framing, https://www.tensorflow.org/tutorials/load_data/tfrecord (length, its checksum, data, its
+checksum, little endian); tf.train.Example, tensorflow/core/example/{example,feature}.proto; protobuf wire format,
+https://protobuf.dev/programming-guides/encoding.
+"""
+
+import functools
+import os
+import struct
+from typing import IO
+
+import google_crc32c
+from etils import epath
+
+from launch import entry
+from launch.files import is_remote
+
+HEADER = struct.Struct('<QI')  # length of the data, masked CRC-32C of those 8 bytes
+
+
+FOOTER = struct.Struct('<I')  # masked CRC-32C of the data
+
+
+def masked_crc(*parts: bytes) -> int:
+    """The checksum of the TFRecord format: CRC-32C, rotated right by 15 bits plus a constant."""
+    crc = functools.reduce(google_crc32c.extend, parts, 0)
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def frame(data: bytes) -> bytes:
+    """One TFRecord: length, checksum of the length, data, checksum of the data."""
+    return b''.join(frame_parts([data]))
+
+
+def frame_parts(parts: list[bytes]) -> list[bytes]:
+    """One TFRecord of data that comes in parts, likewise: images are not copied to make one."""
+    length = struct.pack('<Q', sum(map(len, parts)))
+    return [length, FOOTER.pack(masked_crc(length)), *parts, FOOTER.pack(masked_crc(*parts))]
+
+
+def record_bytes(length: int) -> int:
+    """Bytes in the shard of a record with `length` bytes of data."""
+    return HEADER.size + length + FOOTER.size
+
+
+def serialize(features: dict[str, bytes]) -> bytes:
+    """A tf.train.Example with one bytes value per feature, keys sorted: the same features give the same bytes."""
+    return b''.join(serialize_parts(features))
+
+
+def serialize_parts(features: dict[str, bytes]) -> list[bytes]:
+    """The same in parts, those of `features` among them."""
+    entries = []
+    for key in sorted(features):
+        feature = _field(1, *_field(1, features[key]))
+        entries += _field(1, *_field(1, key.encode()), *_field(2, *feature))
+    return list(_field(1, *entries))
+
+
+def parse(example: bytes) -> dict[str, bytes]:
+    """The first bytes value of each feature of a serialized tf.train.Example.
+
+    Raises:
+      ValueError: if the bytes are not such an Example.
+    """
+    view = memoryview(example)
+    (features,) = _fields(view, 1)
+    found = {}
+    for item in _fields(features, 1):
+        (key,), (feature,) = _fields(item, 1), _fields(item, 2)
+        values = [value for bytes_list in _fields(feature, 1) for value in _fields(bytes_list, 1)]
+        if values:
+            found[bytes(key).decode()] = bytes(values[0])
+    return found
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def _field(number: int, *payload: bytes) -> tuple[bytes, ...]:
+    """A length-delimited field (wire type 2), in parts that are yet to be joined: images are copied only once."""
+    return (_varint(number << 3 | 2) + _varint(sum(map(len, payload))), *payload)
+
+
+def _read_varint(view: memoryview, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        if at >= len(view) or shift > 63:
+            raise ValueError('truncated protobuf message')
+        byte = view[at]
+        value, at, shift = value | (byte & 0x7F) << shift, at + 1, shift + 7
+        if byte < 0x80:
+            return value, at
+
+
+def _fields(view: memoryview, number: int) -> list[memoryview]:
+    """The payloads of all length-delimited fields with that number, in order."""
+    found, at = [], 0
+    while at < len(view):
+        tag, at = _read_varint(view, at)
+        if tag & 7 != 2:
+            raise ValueError(f'not a feature map of byte lists: wire type {tag & 7}')
+        length, at = _read_varint(view, at)
+        if at + length > len(view):
+            raise ValueError('truncated protobuf message')
+        if tag >> 3 == number:
+            found.append(view[at : at + length])
+        at += length
+    return found
+
+
+@functools.lru_cache(maxsize=256)  # far fewer than the 1024 files that a process may usually have open
+def _opened(path: str) -> IO[bytes]:
+    return open(path, 'rb', buffering=0)  # closes itself once it is evicted and no thread reads it any more
+
+
+def read_at(path: str, offset: int, size: int) -> bytes:
+    """Up to `size` bytes at `offset`; local files stay open for all threads, those read most recently."""
+    if is_remote(path):
+        with epath.Path(path).open('rb') as file:
+            file.seek(offset)
+            return file.read(size)
+    file = _opened(path)  # held while it is read: another thread may evict it
+    return os.pread(file.fileno(), size, offset)
+
+
+def read_record(path: str, offset: int, length: int) -> bytes:
+    """The data of the record whose header lies at `offset` of the shard, both checksums checked.
+
+    Raises:
+      UserError: BAD_DATA if the shard does not hold an intact record of that length there.
+    """
+    end = offset + HEADER.size + length
+    if is_remote(path):  # one request
+        block = read_at(path, offset, end + FOOTER.size - offset)
+        header, data, footer = block[: HEADER.size], block[HEADER.size :][:length], block[HEADER.size + length :]
+    else:  # megabytes that need not be copied
+        header, data = read_at(path, offset, HEADER.size), read_at(path, offset + HEADER.size, length)
+        footer = read_at(path, end, FOOTER.size)
+    intact = len(header) == HEADER.size and len(data) == length and len(footer) == FOOTER.size
+    intact = intact and HEADER.unpack(header) == (length, masked_crc(header[:8]))
+    intact = intact and FOOTER.unpack(footer) == (masked_crc(data),)
+    if not intact:
+        raise entry.UserError(
+            entry.BAD_DATA,
+            f'{path}: the record at byte {offset} is damaged (its checksum differs). Run '
+            'python -m data_prep.verify_tfrecords to find all such records, then build the folder again.',
+        )
+    return data

@@ -1,0 +1,89 @@
+"""The launches of a workdir: what was submitted, when, and under which job id.
+
+    folder = record.begin('runs/cityscapes')  # runs/cityscapes/launch/20261123-160501
+    record.finish(folder, {'launcher': 'slurm', 'job': '4711', ...})
+    record.latest('runs/cityscapes', 'slurm')['job']
+
+One folder per launch below <workdir>/launch: the rendered files, `launch.json`, and what the job notes there itself.
+"""
+
+import contextlib
+import datetime
+import json
+import pathlib
+from collections.abc import Iterator
+
+from launch import entry, files
+
+FOLDER = 'launch'
+_FILE = 'launch.json'
+
+
+def begin(workdir: str) -> pathlib.Path:
+    """A new folder for a launch, named after the time in UTC.
+
+    Raises:
+      UserError: MISSING_INPUT if it cannot be made.
+    """
+    while True:
+        now = datetime.datetime.now(datetime.UTC)
+        folder = pathlib.Path(workdir).absolute() / FOLDER / now.strftime('%Y%m%d-%H%M%S.%f')
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise entry.UserError(
+                entry.MISSING_INPUT,
+                f'--workdir={workdir}: cannot be written to from here ({error.strerror}). Pass another one.',
+            ) from error
+
+
+def finish(folder: pathlib.Path, launch: dict) -> None:
+    """Writes launch.json; a launch without it was never submitted."""
+    submitted = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
+    content = json.dumps({'submitted': submitted, **launch}, indent=1) + '\n'
+    files.write_atomically(folder / _FILE, content)
+
+
+def latest(folder: str, launcher: str, **known) -> dict:
+    """The last launch by `launcher` that is recorded below a folder, with its own folder as 'folder'.
+
+    Args:
+      folder: the workdir, as a rule.
+      launcher: 'slurm' or 'kubernetes'.
+      **known: what its record must say.
+
+    Raises:
+      UserError: MISSING_INPUT if there is none.
+    """
+    launches = [launch for launch in find(folder, launcher) if known.items() <= launch.items()]
+    if not launches:
+        raise entry.UserError(
+            entry.MISSING_INPUT,
+            f'{folder}: nothing was launched here with launch.{launcher} (there is no launch of it in '
+            f'{pathlib.Path(folder) / FOLDER}). Pass the --workdir of the launch.',
+        )
+    return launches[-1]
+
+
+@contextlib.contextmanager
+def watched(launch: dict) -> Iterator[None]:
+    """Ctrl-C ends the watching, not the job, and says so."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise entry.UserError(
+            entry.STOPPED, f'job {launch["job"]} goes on; --follow shows its log again, --cancel ends it'
+        ) from None
+
+
+def find(folder: str, launcher: str) -> list[dict]:
+    """All launches by `launcher` that are recorded below a folder, oldest first."""
+    launches = []
+    for file in sorted(pathlib.Path(folder).glob(f'{FOLDER}/*/{_FILE}')):
+        launch = files.read_json(file) | {'folder': str(file.parent)}
+        if launch.get('launcher') == launcher:
+            launches.append(launch)
+    return launches

@@ -1,0 +1,126 @@
+"""What people call images: every mode, turned, cut off, too large, in folders and in videos."""
+
+import pathlib
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from launch import entry
+from tests import tiny
+from unet.data import media
+
+
+def write_video(path: pathlib.Path, images: list[np.ndarray]) -> None:
+    with av.open(str(path), 'w') as container:
+        stream = container.add_stream('libx264', rate=10, options={'crf': '0', 'preset': 'ultrafast'})
+        stream.height, stream.width = images[0].shape[:2]
+        stream.pix_fmt = 'yuv444p'
+        for image in images:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format='rgb24')))
+        container.mux(stream.encode())
+
+
+def read(*patterns) -> tuple[dict[str, np.ndarray], list[str]]:
+    problems = []
+    sources = media.find(map(str, patterns), leave_out=[])
+    return dict(media.read(sources, problems)), problems
+
+
+def test_every_kind_of_image_becomes_the_same_pixels(tmp_path):
+    grey = np.tile(np.arange(0, 240, 5, dtype=np.uint8), (24, 1))
+    image = Image.fromarray(grey)
+    image.save(tmp_path / 'grey.png')
+    image.convert('RGB').save(tmp_path / 'rgb.BMP')
+    image.convert('RGBA').save(tmp_path / 'alpha.webp', lossless=True)
+    image.convert('P').save(tmp_path / 'palette.png')
+    image.convert('LA').save(tmp_path / 'grey_alpha.png')
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / 'sixteen_bits.tif')
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees to view: a phone held upright
+    image.rotate(90, expand=True).save(tmp_path / 'turned.png', exif=exif)
+    found, problems = read(tmp_path)
+    assert problems == [] and len(found) == 7
+    for name, pixels in found.items():
+        np.testing.assert_array_equal(pixels, np.repeat(grey[..., None], 3, -1), err_msg=name)
+
+
+def test_files_that_cannot_be_read_are_named_and_cost_nothing_else(tmp_path):
+    image, _ = tiny.scene((40, 56), seed=0)
+    content = tiny.png(image)
+    (tmp_path / 'a.png').write_bytes(content)
+    (tmp_path / 'cut.png').write_bytes(content[: len(content) // 2])
+    (tmp_path / 'empty.jpg').touch()
+    (tmp_path / 'text.jpg').write_text('not an image')
+    (tmp_path / 'damaged.mp4').write_bytes(b'no video' * 100)
+    Image.new('1', (20_000, 20_000)).save(tmp_path / 'huge.png')
+    Image.fromarray(np.zeros((4, 4), np.float32)).save(tmp_path / 'float.tiff')
+    (tmp_path / 'z.png').write_bytes(content)
+    found, problems = read(tmp_path)
+    assert list(found) == ['a', 'z']
+    bad = ['cut.png', 'damaged.mp4', 'empty.jpg', 'float.tiff', 'huge.png', 'text.jpg']
+    assert [pathlib.Path(line.partition(': ')[0]).name for line in problems] == bad
+
+
+def test_frames_of_a_video_come_in_order(tmp_path):
+    images = [np.full((32, 48, 3), 8 * number, np.uint8) for number in range(25)]
+    write_video(tmp_path / 'drive.mkv', images)
+    (tmp_path / 'after.png').write_bytes(tiny.png(images[0]))
+    found, problems = read(tmp_path)
+    assert problems == [] and list(found) == ['after', *(f'drive/{number:06d}' for number in range(25))]
+    levels = [int(found[f'drive/{number:06d}'].mean()) for number in range(25)]
+    assert np.abs(np.array(levels) - 8 * np.arange(25)).max() <= 3  # colour conversion rounds
+    assert media.count({'drive': tmp_path / 'drive.mkv'}) <= 25
+
+
+def test_a_video_that_was_cut_off_gives_what_there_is_and_is_named(tmp_path):
+    rng = np.random.default_rng(0)
+    write_video(tmp_path / 'whole.avi', [rng.integers(0, 256, (32, 48, 3), dtype=np.uint8) for _ in range(40)])
+    assert media.count({'whole': tmp_path / 'whole.avi'}) == 40
+    content = (tmp_path / 'whole.avi').read_bytes()
+    (tmp_path / 'cut.avi').write_bytes(content[: len(content) // 2])
+    found, problems = read(tmp_path / 'cut.avi')
+    assert 5 < len(found) < 35
+    assert len(problems) == 1 and f'ends after {len(found)} of the 40 frames' in problems[0]
+
+
+def test_what_a_path_stands_for(tmp_path, monkeypatch):
+    image = tiny.png(tiny.scene((8, 8), seed=0)[0])
+    for name in (
+        'b/one.png',
+        'b/two.jpg',
+        'b/two.png',
+        'b/.hidden.png',
+        'c/[1].png',
+        'c/notes.txt',
+        'out/colors/x.png',
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).write_bytes(image)
+    (tmp_path / 'b/folder.png').mkdir()
+    out = [tmp_path / 'out/colors']
+    assert list(media.find([str(tmp_path)], leave_out=out)) == ['b/one', 'b/two.jpg', 'b/two.png', 'c/[1]']
+    assert list(media.find([str(tmp_path / 'b/*.png')], leave_out=out)) == ['one', 'two']
+    assert list(media.find([str(tmp_path / 'c/[1].png')], leave_out=out)) == ['[1]']
+    assert list(media.find([str(tmp_path / 'c/notes.txt')], leave_out=out)) == ['notes']  # named, so it is meant
+    assert list(media.find([str(tmp_path / 'out')], leave_out=[tmp_path / 'out'])) == ['x']  # the very folder is meant
+    monkeypatch.chdir(tmp_path)
+    assert list(media.find(['b', 'b/one.png', str(tmp_path / 'c')], leave_out=out)) == [
+        'b/one',
+        'b/two.jpg',
+        'b/two.png',
+        'c/[1]',
+    ]
+    for nothing in ('b/*.gif', 'nowhere', 'b/.hidden'):
+        with pytest.raises(entry.UserError, match='no images there') as failure:
+            media.find(['c', nothing], leave_out=out)
+        assert failure.value.status == entry.MISSING_INPUT
+
+
+def test_batches_hold_neighbours_of_one_size():
+    sizes = [(4, 4)] * 5 + [(4, 6)] + [(4, 4)] * 2
+    images = [(str(number), np.zeros((*size, 3), np.uint8)) for number, size in enumerate(sizes)]
+    batches = list(media.batched(iter(images), 2))
+    assert [names for names, _ in batches] == [['0', '1'], ['2', '3'], ['4'], ['5'], ['6', '7']]
+    assert [pictures.shape[:3] for _, pictures in batches] == [(2, 4, 4), (2, 4, 4), (1, 4, 4), (1, 4, 6), (2, 4, 4)]

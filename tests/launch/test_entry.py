@@ -1,0 +1,76 @@
+import os
+import subprocess
+import sys
+
+import pytest
+
+from launch import entry
+from tests import tiny
+
+
+def outcome(body: str) -> subprocess.CompletedProcess:
+    code = f'import errno\nfrom launch import entry\ndef main():\n  {body}\nentry.run(main)'
+    return subprocess.run([sys.executable, '-c', code], cwd=tiny.ROOT, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    'body, status, text',
+    [
+        ('pass', 0, ''),
+        ('raise entry.UserError(65, "shard 3 is damaged")', 65, 'shard 3 is damaged'),
+        ('raise OSError(errno.ENOSPC, "No space left on device", "/data/x")', entry.NO_STORAGE, '/data/x'),
+        ('raise KeyboardInterrupt', entry.STOPPED, 'stopped'),
+    ],
+)
+def test_an_outcome_is_one_line_and_a_status(body, status, text):
+    done = outcome(body)
+    assert done.returncode == status
+    assert text in done.stderr and 'Traceback' not in done.stderr and len(done.stderr.splitlines()) == bool(text)
+
+
+@pytest.mark.parametrize('sink', ['reader gone', 'terminal closed', 'disk full'])
+def test_long_work_outlives_what_reads_it(tmp_path, sink):
+    """And everything else that breaks is still a failure."""
+    code = f"""
+import sys, warnings
+from absl import logging
+from launch import entry, host
+def main():
+    host.ignore_broken_pipes()
+    sys.stdin.readline()
+    for number in range(3000):
+        print('a line of several words', flush=number % 2)
+        print('a line of several words', file=sys.stderr)
+        logging.error('a line of several words')
+    warnings.warn('a line of several words')
+    open('{tmp_path}/done', 'x')
+    raise BrokenPipeError
+entry.run(main)
+"""
+    end, ours = os.openpty() if sink == 'terminal closed' else os.pipe()
+    if sink == 'disk full':
+        ours = os.open('/dev/full', os.O_WRONLY)
+    process = subprocess.Popen(
+        [sys.executable, '-c', code], cwd=tiny.ROOT, stdin=subprocess.PIPE, stdout=ours, stderr=ours
+    )
+    os.close(ours)
+    os.close(end)
+    process.communicate(b'go\n', timeout=60)
+    assert (tmp_path / 'done').exists() and process.returncode == entry.BUG
+
+
+def test_short_work_ends_quietly_once_nobody_reads_it():
+    code = 'from launch import entry\nentry.run(lambda: [print(number) for number in range(100_000)] and 1)'
+    done = subprocess.run(
+        ['bash', '-o', 'pipefail', '-c', f"'{sys.executable}' -c '{code}' | head -1"],
+        cwd=tiny.ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (entry.OK, '0\n', '')
+
+
+def test_a_bug_shows_its_traceback():
+    done = outcome('1 / 0')
+    assert done.returncode == entry.BUG and 'ZeroDivisionError' in done.stderr

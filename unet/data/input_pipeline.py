@@ -1,0 +1,319 @@
+"""Records -> batches of uint8 images and labels, every example a function of (seed, position) alone.
+
+    batches = input_pipeline.train_batches(split, order, batch=4, crop=(512, 1024), ...)
+    # {'image': [4, 512, 1024, 3] uint8, 'label': [4, 512, 1024] uint8, 'color': [4, 3] float32}
+
+A *position* counts the examples of a run from 0: step s of a run with global batch B trains on positions s*B to
+(s+1)*B - 1, however many replicas share them. The examples of each epoch are a seeded permutation of the split, and an
+example's augmentation is drawn from (seed, position); so any position is reached without reading what lies before it,
+and a run that was stopped goes on with exactly the examples that it would have seen.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import numpy as np
+import tensorflow as tf
+
+from data_prep import records
+from data_prep.labels import IGNORED
+from launch import entry, host
+from unet.data import cache as example_cache
+from unet.data import decoding, serving
+
+_GREY = 127  # of pixels beyond an image's border
+_DRAWS = 7  # random numbers per example: zoom, top, left, flip, brightness, contrast, saturation
+
+
+@functools.lru_cache(maxsize=4)
+def epoch_order(size: int, seed: int, epoch: int) -> np.ndarray:
+    """int64 [size]: the examples of an epoch in the order they are trained on."""
+    return np.random.default_rng([seed, epoch]).permutation(size)
+
+
+def example_at(position: int, size: int, seed: int) -> int:
+    """The example of a split of `size` examples that stands at a position of the run."""
+    epoch, place = divmod(position, size)
+    return int(epoch_order(size, seed, epoch)[place])
+
+
+def replica_positions(step: int, global_batch: int, replicas: int, replica: int) -> range:
+    """The positions that one replica trains on in the step after `step` completed ones."""
+    share = global_batch // replicas
+    first = step * global_batch + replica * share
+    return range(first, first + share)
+
+
+@dataclasses.dataclass
+class Reader:
+    """Reads encoded examples and keeps the first error for a plain message.
+
+    tf.data wraps what a Python function raises into a TensorFlow error with a traceback as its text; the training loop
+    raises `failure` instead.
+    """
+
+    split: records.Split
+    failure: Exception | None = None
+
+    def read(self, example: int) -> tuple[bytes, bytes]:
+        """The encoded image and label image."""
+        features = records.read_example(self.split, example)
+        return features['image_left'], features['segmentation_label']
+
+    def decode(
+        self, example: int, encoded: tuple[bytes, bytes], window: tuple[int, int, int, int]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """A window of the image, uint8 [h, w, 3], mid-grey beyond its border, and of the label, [h, w, 1], void there.
+
+        Raises:
+          UserError: BAD_DATA, naming the image, if it or its label cannot be decoded.
+        """
+        size = self.size(example)
+        try:
+            image = decoding.read_window(encoded[0], window, channels=3, fill=_GREY, size=size)
+            return image, decoding.read_window(encoded[1], window, channels=1, fill=IGNORED, size=size)
+        except ValueError as error:
+            raise entry.UserError(
+                entry.BAD_DATA,
+                f'{self.split.paths[self.split.shard[example]]}: image or label of {self.split.image_ids[example]} '
+                f'cannot be decoded: {error}. Run python -m data_prep.verify_tfrecords to find all such records, then '
+                'build the folder again.',
+            ) from error
+
+    def size(self, example: int) -> tuple[int, int]:
+        """Height and width of the stored image."""
+        return int(self.split.height[example]), int(self.split.width[example])
+
+    def function(self, make: Callable[..., tuple[np.ndarray, ...]], types: tuple) -> Callable:
+        """A Python function of one array as one that tf.data can map; `make` is a function of its argument alone."""
+
+        def made(argument: np.ndarray) -> tuple[np.ndarray, ...]:
+            try:
+                return make(argument)
+            except Exception as error:
+                self.failure = self.failure or error
+                raise
+
+        return lambda argument: tf.numpy_function(made, [argument], types, stateful=False)
+
+
+def example_maker(
+    reader: Reader,
+    *,
+    seed: int,
+    crop: tuple[int, int],
+    scale: tuple[float, float],
+    flip: float,
+    color: tuple[float, float, float],
+    resize: tuple[int, int] = (0, 0),
+    resize_method: str = 'bilinear',
+    cache: bool = False,
+    cache_dir: str | None = None,
+    dropout: float = 0.0,
+    dropout_channels: int = 0,
+) -> Callable[[int], tuple[np.ndarray, ...]]:
+    """What makes the training example at a position: a function of the position alone, for any thread or host.
+
+    Args:
+      reader: of the training split.
+      seed: of order and augmentation.
+      crop: height and width of what is returned, pixels.
+      scale: random zoom, (smallest, largest).
+      flip: probability of a left-right flip.
+      color: largest brightness shift, contrast and saturation change; see `color_jitter`.
+      resize: height and width that the stored image is resized to first; (0, 0): as stored.
+      resize_method: 'bilinear' or 'nearest', of images; labels are always taken from the nearest pixel.
+      cache: keep the decoded and resized examples. Augmentation comes after the cache.
+      cache_dir: the folder on a local disk to keep them in; None: in memory.
+      dropout: probability with which each of `dropout_channels` channels is left out, drawn for each example like its
+        augmentation, so that it does not depend on the number of replicas.
+
+    Returns:
+      A function of a position that returns the parts of `_parts`, without the batch.
+    """
+    size = len(reader.split)
+    load = functools.partial(_whole, reader, resize=resize, smooth=resize_method == 'bilinear')
+    stored = np.stack([reader.split.height, reader.split.width], 1)
+    decoded = np.broadcast_to(resize, stored.shape) if any(resize) else stored  # height and width of each example
+    if cache:
+        load = example_cache.in_memory(load) if cache_dir is None else example_cache.on_disk(load, decoded, cache_dir)
+
+    def make(position: int) -> tuple[np.ndarray, ...]:
+        example = example_at(position, size, seed)
+        # Drawn by a counter-based generator, https://doi.org/10.1145/2063384.2063405: of no state but its key.
+        random = np.random.Generator(np.random.Philox(key=[position, seed]))
+        draws = random.random(_DRAWS)
+        window = _window(decoded[example], crop, scale, draws)
+        if cache or (decoded[example] != stored[example]).any():
+            image, label = (
+                _cut(part, window, fill) for part, fill in zip(load(example), (_GREY, IGNORED), strict=True)
+            )
+        else:
+            image, label = reader.decode(example, reader.read(example), window)
+        flipped = bool(draws[3] < flip)
+        image = decoding.resize(image, crop, smooth=True, flip=flipped)
+        label = decoding.resize(label, crop, smooth=False, flip=flipped)
+        made = image, label[..., 0], ((2 * draws[4:] - 1) * color).astype(np.float32)
+        if dropout:
+            kept = random.random((1, 1, dropout_channels)) >= dropout
+            made += ((kept / (1 - dropout)).astype(np.float32),)
+        return made
+
+    return make
+
+
+def _parts(crop: tuple[int, int], dropout: float, dropout_channels: int) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
+    """Type and shape of what makes up an example."""
+    parts = {
+        'image': (np.dtype(np.uint8), (*crop, 3)),
+        'label': (np.dtype(np.uint8), tuple(crop)),
+        'color': (np.dtype(np.float32), (3,)),
+    }
+    if dropout:
+        parts['kept'] = np.dtype(np.float32), (1, 1, dropout_channels)
+    return parts
+
+
+def train_batches(
+    reader: Reader,
+    *,
+    positions: Callable[[int], range],
+    first: int,
+    last: int | None = None,
+    crop: tuple[int, int],
+    dropout: float = 0.0,
+    dropout_channels: int = 0,
+    servers: serving.Servers | None = None,
+    **settings: object,
+) -> tf.data.Dataset:
+    """The training batches of one replica, or of several in turn.
+
+    Args:
+      reader: of the training split.
+      positions: batch number -> the positions in that batch, for batches from 0; all batches have one size.
+      first, last: the batches from `first` to before `last` are made; those before are not even read. None: without
+        end. Over several workers only that has no hidden all-reduce per batch, which asks whether all have one.
+      crop, dropout, dropout_channels, **settings: see `example_maker`.
+      servers: have the examples made by them; None: here.
+
+    Yields:
+      'image' uint8 [batch, height, width, 3], 'label' uint8 [batch, height, width] (label ids; 255 beyond the image's
+      border), 'color' float32 [batch, 3]; with dropout 'kept' float32 [batch, 1, 1, dropout_channels], 0 for channels
+      left out and 1 / (1 - dropout) for the others.
+    """
+    batch = len(positions(0))
+    parts = _parts(crop, dropout, dropout_channels)
+    make = example_maker(reader, crop=crop, dropout=dropout, dropout_channels=dropout_channels, **settings)
+    if servers:
+        make = functools.partial(servers.fetch, make=make, specification=list(parts.values()))
+
+    def numbered(number: np.ndarray) -> tuple[np.ndarray, ...]:
+        return make(positions(int(number) // batch)[int(number) % batch])
+
+    call = reader.function(numbered, tuple(dtype for dtype, _ in parts.values()))
+
+    def example_of(number: tf.Tensor) -> dict[str, tf.Tensor]:
+        made = zip(parts.items(), call(number), strict=True)
+        return {name: tf.ensure_shape(part, shape) for (name, (_, shape)), part in made}
+
+    in_flight = servers.in_flight if servers else tf.data.AUTOTUNE
+    dataset = (
+        tf.data.Dataset.counter(first * batch) if last is None else tf.data.Dataset.range(first * batch, last * batch)
+    )
+    dataset = dataset.map(example_of, num_parallel_calls=in_flight, deterministic=True)
+    dataset = dataset.batch(batch, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
+    if servers:  # a thread waits for each example in flight, and there are more of them than cores here
+        options = tf.data.Options()
+        options.threading.private_threadpool_size = in_flight + host.cores()
+        dataset = dataset.with_options(options)
+    return dataset
+
+
+def _whole(reader: Reader, example: int, resize: tuple[int, int], smooth: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Whole image uint8 [h, w, 3] and label uint8 [h, w, 1], resized if asked to."""
+    image, label = reader.decode(example, reader.read(example), (0, 0, *reader.size(example)))
+    if any(resize):
+        image, label = decoding.resize(image, resize, smooth=smooth), decoding.resize(label, resize, smooth=False)
+    return image, label
+
+
+def _window(
+    shape: tuple[int, int], crop: tuple[int, int], scale: tuple[float, float], draws: np.ndarray
+) -> tuple[int, int, int, int]:
+    """The part of the image that becomes the crop: top, left, height, width in pixels of the image.
+
+    It may be larger than the image; then the image lies at a random place within it.
+    """
+    zoom = scale[0] + (scale[1] - scale[0]) * float(draws[0])
+    window = [max(round(side / zoom), 1) for side in crop]
+    first = []
+    for whole, part, draw in zip(shape, window, draws[1:3], strict=True):
+        slack = int(whole) - part  # negative where the window is larger
+        # floor(draw * (slack + 1)) is uniform over 0..slack; mirrored for a negative slack.
+        place = min(int(float(draw) * (abs(slack) + 1)), abs(slack))
+        first.append(place if slack >= 0 else -place)
+    return (*first, *window)
+
+
+def _cut(image: np.ndarray, window: tuple[int, int, int, int], fill: int) -> np.ndarray:
+    """The window out of a decoded image uint8 [h, w, c], with a border of `fill` where it reaches beyond."""
+    top, left, height, width = window
+    visible = image[max(top, 0) : max(top + height, 0), max(left, 0) : max(left + width, 0)]
+    if visible.shape[:2] == (height, width):
+        return visible
+    out = np.full((height, width, image.shape[2]), fill, np.uint8)
+    out[max(-top, 0) :, max(-left, 0) :][: visible.shape[0], : visible.shape[1]] = visible
+    return out
+
+
+def eval_batches(split: records.Split, batch: int, replicas: int) -> np.ndarray:
+    """Groups all examples into batches of one image size each, every example once.
+
+    Returns:
+      int64 [batches, batch], -1 where a batch has no further example. The number of batches divides by `replicas`, so
+      that all replicas take equally many; those that fill up are all -1.
+    """
+    order = np.lexsort((np.arange(len(split)), split.width, split.height))
+    sizes = np.stack([split.height[order], split.width[order]], 1)
+    groups = np.split(order, np.flatnonzero((sizes[1:] != sizes[:-1]).any(1)) + 1)
+    rows = []
+    for group in groups:
+        padded = np.append(group, np.full(-len(group) % batch, -1)).reshape(-1, batch)
+        rows.append(padded)
+    rows.append(np.full((-sum(map(len, rows)) % replicas, batch), -1))
+    return np.concatenate(rows).astype(np.int64)
+
+
+def eval_dataset(reader: Reader, batches: np.ndarray) -> tf.data.Dataset:
+    """Decodes batches of examples as they are stored.
+
+    Args:
+      reader: of the split.
+      batches: int64 [n, batch], as `eval_batches` makes them.
+
+    Yields:
+      'example' int64 [b], 'image' uint8 [b, h, w, 3] and 'label' uint8 [b, h, w] in label ids, b the batch's examples.
+      A batch of none has one void image of 16x16, so that no layer ever sees an empty tensor.
+    """
+
+    def make(examples: np.ndarray) -> tuple[np.ndarray, ...]:
+        examples = examples[examples >= 0]
+        if not len(examples):
+            return examples, np.zeros((1, 16, 16, 3), np.uint8), np.full((1, 16, 16), IGNORED, np.uint8)
+        pairs = [_whole(reader, int(example), (0, 0), smooth=False) for example in examples]
+        image, label = (np.stack(parts) for parts in zip(*pairs, strict=True))
+        return examples, image, label[..., 0]
+
+    call = reader.function(make, (tf.int64, tf.uint8, tf.uint8))
+
+    def load(row: tf.Tensor) -> dict[str, tf.Tensor]:
+        examples, image, label = call(row)
+        return {
+            'example': tf.ensure_shape(examples, [None]),
+            'image': tf.ensure_shape(image, [None, None, None, 3]),
+            'label': tf.ensure_shape(label, [None, None, None]),
+        }
+
+    dataset = tf.data.Dataset.from_tensor_slices(batches)
+    return dataset.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(2)

@@ -1,0 +1,237 @@
+"""What can be known to go wrong before the first step, one line per check.
+
+for check in checks.before_training(config, run, data_dir, split, eval_split, table, strategy):
+    print(check)
+"""
+
+import dataclasses
+import importlib.metadata
+import os
+import pathlib
+import shutil
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import tensorflow as tf
+from ml_collections import ConfigDict
+
+from data_prep import labels, records
+from launch import entry
+from unet.diagnostics import device_speed
+from unet.distributed import cluster
+from unet.models import build as model_build
+from unet.models import step_cost
+from unet.training import device_memory
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """One line of a report.
+
+    Attributes:
+      name: what was checked.
+      passed: whether it is well.
+      found: what was found, with figures.
+      remedy: what to do if it failed.
+      status: exit status if it failed; OK for what is only to be warned of.
+    """
+
+    name: str
+    passed: bool
+    found: str
+    remedy: str = ''
+    status: int = entry.BAD_CONFIG
+
+    def __str__(self) -> str:
+        line = f'{"pass" if self.passed else "FAIL" if self.status else "warn"}  {self.name}: {self.found}'
+        return line if self.passed or not self.remedy else f'{line}. {self.remedy}'
+
+
+def before_training(
+    config: ConfigDict,
+    run: str,
+    data_dir: str,
+    split: records.Split,
+    eval_split: records.Split,
+    table: labels.Table,
+    strategy: tf.distribute.Strategy,
+) -> Iterator[Check]:
+    """Checks that every process makes for itself.
+
+    Args:
+      config: a valid one.
+      run: the workdir.
+      data_dir: the record folder.
+      split, eval_split: what is trained on and what is scored, of that folder.
+      table: its label table.
+      strategy: of the run.
+    """
+    replicas = strategy.num_replicas_in_sync
+    yield _versions()
+    yield _data(data_dir)
+    yield _labelled(split, eval_split)
+    yield _workers(split, cluster.place(strategy)[1])
+    yield _crop(config, split)
+    yield batch(config, replicas)
+    cost = step_cost.cost(config, len(model_build.id_of_class(config.labels, table)))
+    yield _memory(config, cost, replicas)
+    yield _space(config, run, cost)
+
+
+def _versions() -> Check:
+    """The code relies on what TensorFlow 2.21 and Keras 3.15 do, private parts included."""
+    found = {name: importlib.metadata.version(name) for name in ('tensorflow', 'keras', 'numpy')}
+    known = tuple(map(int, found['tensorflow'].split('.')[:2])) == (2, 21) and found['keras'].startswith('3.')
+    cuda = tf.sysconfig.get_build_info().get('cuda_version')
+    return Check(
+        'versions',
+        known and tuple(map(int, found['keras'].split('.')[:2])) >= (3, 15),
+        ', '.join(f'{name} {version}' for name, version in found.items())
+        + (f', built for CUDA {cuda}' if cuda else ''),
+        'TensorFlow 2.21 and Keras 3.15 or later are needed: pip install -c constraints.txt -e .',
+    )
+
+
+def _data(data_dir: str) -> Check:
+    """Sizes and digests against the manifest; a folder that TFDS built by its own counts, which reading it compares."""
+    folder = records.check_complete(data_dir)
+    manifest = records.read_manifest(data_dir)
+    problems = records.check_files(folder, manifest) if manifest else []
+    sizes = ', '.join(f'{size:,} of {split}' for split, size in records.split_sizes(data_dir).items() if size)
+    return Check(
+        f'data in {data_dir}',
+        not problems,
+        '; '.join(problems[:4]) or sizes + ('' if manifest else ' (by TFDS, without a manifest)'),
+        'python -m data_prep.verify_tfrecords finds out what is wrong.',
+        entry.BAD_DATA,
+    )
+
+
+def _labelled(*splits: records.Split) -> Check:
+    bare = [f'{s.name} ({s.image_ids[int(np.argmin(s.labelled))]}, ...)' for s in splits if not s.labelled.all()]
+    return Check(
+        'labels',
+        not bare,
+        f'none of images of {", ".join(bare)}' if bare else 'of every image',
+        'Name splits with labels in config.data.train_splits and config.data.eval_split.',
+        entry.BAD_DATA,
+    )
+
+
+def _workers(split: records.Split, workers: int) -> Check:
+    return Check(
+        'workers and shards',
+        workers <= len(split),
+        f'{workers} worker(s) read {len(split):,} images of {len(split.paths)} shard(s), each those of its own steps',
+        'There are more workers than images: use fewer.',
+    )
+
+
+def _crop(config: ConfigDict, split: records.Split) -> Check:
+    """The smallest part of an image that becomes a crop must fit into some image."""
+    heights, widths = (split.height, split.width) if not any(config.data.resize) else config.data.resize
+    tallest, widest = int(np.max(heights)), int(np.max(widths))
+    height, width = (round(side / config.data.scale[1]) for side in config.data.crop)
+    return Check(
+        'crop and image sizes',
+        height <= tallest and width <= widest,
+        f'crops of {config.data.crop[0]}x{config.data.crop[1]} show at least {height}x{width} pixels of images of up '
+        f'to {tallest}x{widest}',
+        'Every crop would be partly border: lower config.data.crop.',
+    )
+
+
+def refuse(found: Iterable[Check]) -> None:
+    """Raises UserError with all that failed and stands in the way; prints what else failed."""
+    failed = [check for check in found if not check.passed]
+    for check in failed:
+        if check.status == entry.OK:
+            print(check, flush=True)
+    fatal = [check for check in failed if check.status]
+    if fatal:
+        raise entry.UserError(
+            fatal[0].status, '\n'.join(f'{check.name}: {check.found}. {check.remedy}' for check in fatal)
+        )
+
+
+def batch(config: ConfigDict, replicas: int) -> Check:
+    """The global batch divides over the devices, and a device's share into its parts."""
+    share, rest = divmod(config.global_batch, replicas)
+    parts = config.runtime.microbatches
+    multiple = replicas * max(parts, 1)
+    return Check(
+        'global batch and devices',
+        rest == 0 and (parts == 0 or share % parts == 0),
+        f'{config.global_batch} images over {replicas} device(s) in {parts or "as many as needed"} part(s)',
+        f'The next config.global_batch that divides is {-(-config.global_batch // multiple) * multiple}.',
+    )
+
+
+def _memory(config: ConfigDict, cost: step_cost.Cost, replicas: int) -> Check:
+    available = device_memory.device_bytes(config.runtime.virtual_devices)
+    share = -(-config.global_batch // replicas)
+    images = share // (config.runtime.microbatches or share)
+    needed = step_cost.step_bytes(cost, images)
+    return Check(
+        'memory',
+        needed <= available,
+        f'{images} image(s) at a time take about {_size(needed)} of {_size(available)}; '
+        f'{step_cost.largest_microbatch(cost, available)} would fit; {cost.parameters:,} parameters, '
+        f'{cost.step_flops / 1e9:.3g} GFLOP per image, {_size(cost.all_reduce_bytes)} summed per step',
+        'Raise config.runtime.microbatches (0 finds it), or set config.runtime.recompute=True.',
+        entry.OK,
+    )
+
+
+def expected_time(
+    config: ConfigDict, table: labels.Table, strategy: tf.distribute.Strategy, bytes_per_second: float, latency: float
+) -> Check:
+    """How long the run will take, from convolutions that are timed here, and what more hosts would make of it, of
+    which each can send so much and a message takes so many seconds besides."""
+    classes = len(model_build.id_of_class(config.labels, table))
+    alone = device_speed.step_seconds(config, classes, strategy)
+    cost = step_cost.cost(config, classes)
+    share = config.global_batch // strategy.num_replicas_in_sync
+    fitting = step_cost.microbatches(cost, share, device_memory.device_bytes(config.runtime.virtual_devices))
+    parts = config.runtime.microbatches or next(fitting, share)
+
+    def efficiency(hosts: int) -> float:
+        return step_cost.scaling_efficiency(
+            cost,
+            step_seconds=alone,
+            hosts=hosts,
+            bytes_per_second=bytes_per_second,
+            latency=latency,
+            microbatches=parts,
+        )
+
+    seconds = alone / efficiency(cluster.place(strategy)[1])
+    more = ', '.join(f'{100 * efficiency(hosts):.0f} % on {hosts}' for hosts in (2, 4, 8, 16))
+    return Check(
+        'expected time',
+        True,
+        f'{seconds:.3g} s per step, {config.global_batch / seconds:.3g} images/s, '
+        f'{config.num_steps * seconds / 3600:.3g} h for {config.num_steps:,} steps if none waits for data. More hosts, '
+        f'each with as many images, would be {more} efficient at {bytes_per_second / 1e9:g} GB/s '
+        f'and {1000 * latency:g} ms per message',
+    )
+
+
+def _space(config: ConfigDict, run: str, cost: step_cost.Cost) -> Check:
+    """For the checkpoints kept, the best, and one more of each while it is written."""
+    folder = pathlib.Path(os.path.abspath(run))
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    needed = (config.checkpoint.keep + 3) * cost.checkpoint_bytes
+    return Check(
+        'space for checkpoints',
+        needed <= free,
+        f'{_size(needed)} of the {_size(free)} free in {folder}',
+        'Free some space, lower config.checkpoint.keep or pass another --workdir.',
+        entry.NO_STORAGE,
+    )
+
+
+def _size(count: int) -> str:
+    return f'{count / 2**30:.1f} GiB' if count >= 2**30 else f'{count / 2**20:.1f} MiB'

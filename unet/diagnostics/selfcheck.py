@@ -1,0 +1,196 @@
+"""Proves on the devices at hand, in minutes, what training relies on; nobody can try every cluster beforehand.
+
+    for check in selfcheck.run(config, table, strategy):
+        print(check)
+
+A small network, otherwise as the config says, takes a few steps on random images under the strategy that training
+would use. In float64 the weights must be those that one device computes; in float16 an overflow on any one replica must
+be withheld on all of them.
+"""
+
+import tempfile
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import tensorflow as tf
+from ml_collections import ConfigDict
+
+from configs import validation
+from data_prep import labels
+from unet.data import build as data_build
+from unet.diagnostics.checks import Check
+from unet.models import build as model_build
+from unet.training import build as training_build
+from unet.training import checkpoint, step
+
+_STEPS = 3
+_WIDTH = 8
+_REDUCED_BYTES = 64 * 2**20  # of the all-reduce that is timed
+_EQUAL = 1e-9  # largest difference of a weight in float64
+
+
+def run(config: ConfigDict, table: labels.Table, strategy: tf.distribute.Strategy) -> Iterator[Check]:
+    """Yields one check after the other; all processes of a cluster must call it together."""
+    config = _small(config, strategy.num_replicas_in_sync)
+    exact, alone = _with(config, precision='float64'), tf.distribute.get_strategy()
+    many, one = _Training(exact, table, strategy), _Training(exact, table, alone)
+    recomputed = _Training(_with(exact, runtime__recompute=True), table, strategy)
+    compiled = _Training(
+        _with(exact, runtime__jit_compile='on'), table, alone
+    )  # on one device, whose step holds no collectives
+    if many.replicas > 1:
+        yield _equal(
+            f'{many.replicas} devices train as one',
+            [many, one],
+            'The devices do not sum alike: update the driver and NCCL, or try NCCL_P2P_DISABLE=1.',
+        )
+    else:
+        yield Check('devices train as one', True, 'there is one: nothing to compare, nothing to sum')
+    yield _equal('recomputed activations give the same', [recomputed, many], 'Leave config.runtime.recompute=False.')
+    yield _equal('the compiled step gives the same', [compiled, one], 'Set config.runtime.jit_compile=off.')
+    yield _restored_goes_on_the_same(many)
+    yield from _overflows_are_withheld(_Training(_with(config, precision='float16'), table, strategy))
+    if many.replicas > 1:
+        yield _bandwidth(strategy)
+
+
+def _small(config: ConfigDict, replicas: int) -> ConfigDict:
+    config = config.copy_and_resolve_references()
+    config.model.width = min(config.model.width, _WIDTH)
+    config.global_batch = 2 * replicas
+    config.runtime.microbatches = 1
+    config.runtime.jit_compile = 'off'
+    config.loss.balanced = False
+    config.model.dropout = 0.5  # for the second input, which lets infinity in
+    config.optimizer.schedule, config.optimizer.warmup_steps = 'constant', 0
+    fits = (
+        side for side in range(32, 1024) if validation.output_size(side, config.model.depth, config.model.padding) > 8
+    )
+    config.data.crop = (next(fits),) * 2
+    return config
+
+
+def _share(config: ConfigDict, number: int, replica: int, replicas: int, poisoned: bool) -> dict[str, tf.Tensor]:
+    """A replica's share of the global batch `number`; a poisoned one has an infinite activation."""
+    size = config.global_batch // replicas
+    batch = data_build.noise_batch(config, config.global_batch, seed=number)
+    batch = {name: values[replica * size : (replica + 1) * size] for name, values in batch.items()}
+    if poisoned:
+        batch['kept'][0, 0, 0, 0] = np.inf
+    return {name: tf.constant(values) for name, values in batch.items()}
+
+
+class _Training:
+    """A network in training under a strategy, one step at a time."""
+
+    def __init__(self, config: ConfigDict, table: labels.Table, strategy: tf.distribute.Strategy):
+        self._config, self._strategy = config, strategy
+        self.replicas = strategy.num_replicas_in_sync
+        with strategy.scope():
+            network = model_build.model(config, table, replicas=self.replicas)
+            self.state = training_build.train_state(config, network)
+        self.contents = tf.train.Checkpoint(model=network, state=self.state)
+        replica_step = training_build.replica_step(config, network, self.state, table, self.replicas, None)
+        self._step = tf.function(lambda batch: strategy.run(replica_step, args=(batch, tf.constant(0.0))))
+
+    def take_step(self, number: int, poisoned: int | None = None) -> dict[str, float]:
+        """Trains on batch `number`; replica `poisoned` overflows. Returns step.METRICS."""
+
+        def share(context):
+            replica = context.replica_id_in_sync_group
+            return _share(self._config, number, replica, self.replicas, poisoned == replica)
+
+        row = self._step(self._strategy.experimental_distribute_values_from_function(share))
+        return dict(zip(step.METRICS, self._strategy.experimental_local_results(row)[0].numpy(), strict=False))
+
+    def values(self) -> list[np.ndarray]:
+        """Of this process's first replica: weights, statistics, slots and means."""
+        return [_local(variable)[0] for variable in self._variables()]
+
+    def spread(self) -> float:
+        """Largest difference between this process's replicas."""
+        copies = map(_local, self._variables())
+        return max(float(np.abs(value - values[0]).max()) for values in copies for value in values)
+
+    def _variables(self) -> list[tf.Variable]:
+        weights = [variable.value for variable in self.contents.model.variables]
+        return [*weights, *(variable for slot in self.state.slots for variable in slot), *self.state.ema]
+
+
+def _local(variable: tf.Variable) -> list[np.ndarray]:
+    return [copy.numpy() for copy in getattr(variable, 'values', [variable])]
+
+
+def _difference(one: list[np.ndarray], other: list[np.ndarray]) -> float:
+    return max(float(np.abs(a.astype(np.float64) - b).max()) for a, b in zip(one, other, strict=True))
+
+
+def _with(config: ConfigDict, **fields: object) -> ConfigDict:
+    changed = config.copy_and_resolve_references()
+    changed.update_from_flattened_dict({name.replace('__', '.'): value for name, value in fields.items()})
+    return changed
+
+
+def _equal(name: str, trainings: list[_Training], remedy: str) -> Check:
+    for training in trainings:
+        while training.state.step.numpy() < _STEPS:
+            training.take_step(int(training.state.step.numpy()))
+    difference = _difference(*(training.values() for training in trainings))
+    found = f'largest difference {difference:.1e} after {_STEPS} steps in float64'
+    return Check(name, difference < _EQUAL, found, remedy)
+
+
+def _restored_goes_on_the_same(training: _Training) -> Check:
+    with tempfile.TemporaryDirectory() as folder:  # each process of its own
+        path = checkpoint.save(folder, training.contents, step=_STEPS, keep=1)
+        ends = []
+        for _ in range(2):
+            training.take_step(_STEPS)
+            ends.append(training.values())
+            checkpoint.restore_path(path, training.contents)
+    difference = _difference(*ends)
+    return Check(
+        'a step taken again after restoring gives the same',
+        difference < _EQUAL,
+        f'largest difference {difference:.1e}',
+        'Set config.runtime.deterministic=True.',
+    )
+
+
+def _overflows_are_withheld(training: _Training) -> Iterator[Check]:
+    for replica in range(training.replicas):
+        training.take_step(2 * replica)
+        before = training.values()
+        metrics = training.take_step(2 * replica + 1, poisoned=replica)
+        withheld = not metrics['finite'] and _difference(before, training.values()) == 0 and training.spread() == 0
+        scale = float(_local(training.state.scale)[0])
+        yield Check(
+            f'an overflow on device {replica} is withheld on all',
+            bool(withheld and scale == metrics['loss_scale'] / 2),
+            f'loss scale {metrics["loss_scale"]:g} -> {scale:g}, weights {"kept" if withheld else "CHANGED"}',
+            'Use config.precision=bfloat16 or float32.',
+        )
+
+
+def _bandwidth(strategy) -> Check:
+    size = _REDUCED_BYTES // 4
+
+    def reduce():
+        context = tf.distribute.get_replica_context()
+        return context.all_reduce(tf.distribute.ReduceOp.SUM, tf.ones([size]))[0]
+
+    run = tf.function(lambda: strategy.run(reduce))
+    sums = [float(strategy.experimental_local_results(run())[0].numpy()) for _ in range(2)]
+    started = time.monotonic()
+    for _ in range(5):
+        sums.append(float(strategy.experimental_local_results(run())[0].numpy()))
+    seconds = (time.monotonic() - started) / 5
+    replicas = strategy.num_replicas_in_sync
+    return Check(
+        'all-reduce',
+        set(sums) == {float(replicas)},
+        f'{_REDUCED_BYTES / 2**20:.0f} MiB over {replicas} devices in {1000 * seconds:.0f} ms, '
+        f'{_REDUCED_BYTES / seconds / 1e9:.2f} GB/s',
+        'The sum is wrong: update the driver and NCCL.',
+    )

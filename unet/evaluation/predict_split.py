@@ -1,0 +1,195 @@
+"""Predicts a split, every example exactly once, for any number of examples, batch, replicas and processes.
+
+    for example, truth, prediction in predict_split.predictions(strategy, predict, split, batch=1):
+        ...                                     # uint8 [h, w] each, on the host
+    confusion = predict_split.confusion_of_split(strategy, predict, split, num_ids=34, batch=1)
+
+Each process sees its own share of the examples; the confusion matrix is the sum over all of them.
+"""
+
+import collections
+import concurrent.futures
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+import numpy as np
+import tensorflow as tf
+
+from data_prep import records
+from launch import entry, host
+from unet.data import input_pipeline
+from unet.distributed import cluster
+from unet.evaluation import metrics
+
+Result = TypeVar('Result')
+
+_COMPILED_SIZES = 4  # compile the prediction if there are at most so many image sizes, each of which compiles anew
+
+
+class Interrupted(Exception):
+    """An evaluation was broken off by a request to stop."""
+
+
+def predictions(
+    strategy: tf.distribute.Strategy,
+    predict: Callable[[tf.Tensor], tf.Tensor],
+    split: records.Split,
+    *,
+    batch: int,
+    jit_compile: bool = False,
+    stop: Callable[[], bool] = lambda: False,
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Predicts this process's share of a split. Over all processes every example comes exactly once.
+
+    Args:
+      strategy: whose replicas share the work.
+      predict: uint8 [b, h, w, 3] -> label ids uint8 [b, h, w].
+      split: what to predict, at the size it is stored.
+      batch: images per replica; only images of one size share a batch.
+      jit_compile: compile the prediction with XLA, unless there are many image sizes.
+      stop: whether this process has been asked to stop; if any has, all of them break off after the same batch.
+
+    Yields:
+      The example's number in the split, its true label ids and the predicted ones, uint8 [h, w].
+
+    Raises:
+      Interrupted: after a request to stop.
+    """
+    replicas = strategy.num_replicas_in_sync
+    batches = input_pipeline.eval_batches(split, batch, replicas)
+    reader = input_pipeline.Reader(split)
+    rank, processes = cluster.place(strategy)
+    local = replicas // processes
+    ours = batches.reshape(-1, processes, local, batch)[:, rank]  # each replica's row of each round
+    # Not a distributed dataset: over several processes its every element would cost an all-reduce, since shapes differ.
+    dataset = iter(input_pipeline.eval_dataset(reader, ours.reshape(-1, batch)))
+    sizes = len({*zip(split.height.tolist(), split.width.tolist(), strict=True)})
+    predict_on_all = _on_all(strategy, predict, jit_compile and sizes <= _COMPILED_SIZES)
+
+    def on_host(examples, predicted, asked) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        if asked.numpy():
+            raise Interrupted
+        for known, found in zip(examples, strategy.experimental_local_results(predicted), strict=True):
+            numbers = known['example'].numpy().tolist()  # none in a batch of none, whose one image only stands in
+            yield from zip(numbers, known['label'].numpy(), found.numpy(), strict=bool(numbers))
+
+    try:
+        before = None  # a GPU computes while the batch before is taken from it and dealt with
+        for _ in ours:
+            examples = [next(dataset) for _ in range(local)]
+            parts = iter(examples)
+            images = strategy.experimental_distribute_values_from_function(lambda _, parts=parts: next(parts)['image'])
+            now = examples, *predict_on_all(images, tf.constant(bool(stop())))
+            if before:
+                yield from on_host(*before)
+            before = now
+        if before:
+            yield from on_host(*before)
+    except tf.errors.OpError:
+        if reader.failure:
+            raise reader.failure from None
+        raise
+
+
+@functools.lru_cache(maxsize=1)  # training evaluates one network again and again: it is traced and compiled once
+def _on_all(strategy: tf.distribute.Strategy, predict: Callable[[tf.Tensor], tf.Tensor], jit_compile: bool) -> Callable:
+    """Each replica's images, and whether to stop -> each replica's prediction, and how many processes are to stop."""
+    if jit_compile:
+        predict = tf.function(predict, jit_compile=True)
+
+    @tf.function(reduce_retracing=True)
+    def predict_on_all(images, stop):
+        asked = strategy.run(lambda: tf.cast(stop, tf.float32))
+        return strategy.run(predict, args=(images,)), strategy.reduce(tf.distribute.ReduceOp.SUM, asked, axis=None)
+
+    return predict_on_all
+
+
+def in_threads(work: Callable[..., Result], found: Iterable[tuple]) -> Iterator[Result]:
+    """work(*each) of all that `found` yields, in its order. Several run at a time while the next one is predicted: to
+    count and to write files takes longer than a GPU needs for an image."""
+    threads = host.cores()
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        pending = collections.deque()
+        try:
+            for each in found:
+                pending.append(pool.submit(work, *each))
+                if len(pending) > 2 * threads:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def confusion_of_split(
+    strategy: tf.distribute.Strategy,
+    predict: Callable[[tf.Tensor], tf.Tensor],
+    split: records.Split,
+    *,
+    num_ids: int,
+    batch: int,
+    jit_compile: bool = False,
+    tick: Callable[[int], None] = lambda examples: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> np.ndarray:
+    """Predicts every example and counts its pixels.
+
+    Args:
+      strategy, predict, split, batch, jit_compile, stop: see `predictions`.
+      num_ids: n, one more than the largest label id.
+      tick: called with the number of examples done, as far as this process knows, after each.
+
+    Returns:
+      int64 [n, n], rows true ids, columns predicted ids, of all processes.
+
+    Raises:
+      Interrupted: after a request to stop.
+      UserError: BAD_DATA if the split has images without labels, or label ids of `num_ids` and above.
+    """
+    check_labelled(split)
+    counts = np.zeros(num_ids * num_ids + 1, np.int64)
+    _, processes = cluster.place(strategy)
+    found = predictions(strategy, predict, split, batch=batch, jit_compile=jit_compile, stop=stop)
+    for done, (_, truth, prediction) in enumerate(found, 1):
+        counts += metrics.count_pairs(truth, prediction, num_ids)
+        tick(min(done * processes, len(split)))
+    return as_matrix(_sum_over_processes(strategy, counts), split, num_ids)
+
+
+def check_labelled(split: records.Split) -> None:
+    """Raises UserError BAD_DATA if the split has images without labels."""
+    if not split.labelled.all():
+        unlabelled = split.image_ids[int(np.argmin(split.labelled))]
+        raise entry.UserError(
+            entry.BAD_DATA,
+            f'split {split.name!r} holds images without labels ({unlabelled}, ...): there is nothing to score. '
+            'Use python -m unet.predict for them, or score --split=validation.',
+        )
+
+
+def as_matrix(counts: np.ndarray, split: records.Split, num_ids: int) -> np.ndarray:
+    """The counts of a whole split, as `metrics.count_pairs` gives them, as a matrix int64 [n, n], once it is sure that
+    every pixel of every example was counted once and that none had an unknown label id."""
+    pixels = int((split.height.astype(np.int64) * split.width).sum())
+    if counts.sum() != pixels:
+        raise AssertionError(f'counted {counts.sum()} pixels of {pixels}')
+    if counts[-1]:
+        raise entry.UserError(
+            entry.BAD_DATA,
+            f'split {split.name!r} holds {counts[-1]:,} pixels with label ids of {num_ids} and above, which are '
+            'not in the label table. Were train ids (255 for void) stored instead of label ids?',
+        )
+    return counts[:-1].reshape(num_ids, num_ids)
+
+
+def _sum_over_processes(strategy: tf.distribute.Strategy, counts: np.ndarray) -> np.ndarray:
+    """The sum of the int64 arrays that the processes call this with; returns once all of them have."""
+    if cluster.place(strategy)[1] == 1:
+        return counts
+    parts = iter([counts])  # a process's first replica brings them, its others zeros
+    values = strategy.experimental_distribute_values_from_function(
+        lambda _: tf.constant(next(parts, np.zeros_like(counts)))
+    )
+    return tf.function(lambda: strategy.reduce(tf.distribute.ReduceOp.SUM, values, axis=None))().numpy()

@@ -1,0 +1,41 @@
+"""What a user asks for in how a network looks at images, checked without TensorFlow.
+
+window = options.parse_window('512x1024', depth=5, padding='same')     # (512, 1024)
+scales = options.parse_scales(['0.5', '1'])                            # (0.5, 1.0)
+"""
+
+import re
+
+from configs.validation import output_size
+from launch import entry
+
+
+def parse_window(text: str, depth: int, padding: str) -> tuple[int, int]:
+    """'512x1024' -> (512, 1024). Raises UserError BAD_USAGE if the network takes no such size."""
+    match = re.fullmatch(r'(\d+)x(\d+)', text)
+    if not match:
+        raise entry.UserError(entry.BAD_USAGE, f'--window={text}: must be height x width in pixels, e.g. 512x1024')
+    window = int(match[1]), int(match[2])
+    for side in window:
+        if not output_size(side, depth, padding):
+            usable = [size for size in range(1, side + 200) if output_size(size, depth, padding)]
+            nearest = sorted(usable, key=lambda size: abs(size - side))[:2]
+            remedy = f'the nearest it takes are {sorted(nearest)}' if nearest else 'make it larger'
+            raise entry.UserError(
+                entry.BAD_USAGE, f'--window={text}: a network of depth {depth} takes no {side} pixels; {remedy}'
+            )
+    return window
+
+
+def parse_scales(texts: list[str]) -> tuple[float, ...]:
+    """['0.5', '1'] -> (0.5, 1.0). Raises UserError BAD_USAGE if these are not sizes."""
+    try:
+        scales = tuple(float(text) for text in texts)
+        usable = scales and all(0.1 <= scale <= 10 for scale in scales)
+    except ValueError:
+        usable = False
+    if not usable:
+        raise entry.UserError(
+            entry.BAD_USAGE, f'--scales={",".join(texts)}: must be numbers from 0.1 to 10, separated by commas'
+        )
+    return scales

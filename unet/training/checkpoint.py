@@ -1,0 +1,108 @@
+"""Checkpoints that are either whole or not there.
+
+    checkpoint.save('run/checkpoints', tf.train.Checkpoint(model=..., state=...), step=1000, keep=2)
+    path = checkpoint.restore('run/checkpoints', tf.train.Checkpoint(model=..., state=...))
+
+A checkpoint is written under a temporary name, flushed to disk and renamed; the file `checkpoint`, which
+`tf.train.latest_checkpoint` reads, is replaced last.
+"""
+
+import os
+import pathlib
+import re
+import shutil
+
+import tensorflow as tf
+from absl import logging
+
+from launch import entry, files
+
+_UNFINISHED = '.unfinished'
+
+
+def save(directory: str, checkpoint: tf.train.Checkpoint, *, step: int, keep: int) -> str:
+    """Writes `ckpt-<step>` and removes all but the newest `keep`. Returns its path."""
+    directory = pathlib.Path(directory)
+    unfinished = directory / _UNFINISHED
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    name = f'ckpt-{step}'
+    try:
+        checkpoint.write(str(unfinished / name))
+    except tf.errors.OpError as error:  # a full disk has several names there
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise entry.UserError(
+            entry.NO_STORAGE,
+            f'{directory}: the checkpoint of step {step} could not be written ({error.message.splitlines()[0]}). '
+            'Those before it are whole: free some space and run the same command again.',
+        ) from error
+    for file in sorted(unfinished.iterdir()):  # the data before the index that makes it a checkpoint
+        _flush(file)
+        os.replace(file, directory / file.name)
+    unfinished.rmdir()
+    kept = list_newest_first(directory)
+    kept = kept[kept.index(step) :][:keep]  # newer ones can only be damaged, or this run would have gone on from them
+    listing = ''.join(f'all_model_checkpoint_paths: "ckpt-{number}"\n' for number in reversed(kept))
+    files.write_atomically(directory / 'checkpoint', f'model_checkpoint_path: "{name}"\n{listing}')
+    _flush(directory)
+    for number in set(list_newest_first(directory)) - set(kept):
+        for file in directory.glob(f'ckpt-{number}.*'):
+            file.unlink()
+    return str(directory / name)
+
+
+def list_newest_first(directory: str | pathlib.Path) -> list[int]:
+    """The steps of the checkpoints in a folder."""
+    return sorted((int(file.stem.split('-')[1]) for file in pathlib.Path(directory).glob('ckpt-*.index')), reverse=True)
+
+
+def restore(directory: str, checkpoint: tf.train.Checkpoint) -> str | None:
+    """Restores the newest checkpoint that is whole, saying so if it is not the newest one.
+
+    Returns:
+      Its path; None if the folder has no checkpoint.
+
+    Raises:
+      UserError: BAD_DATA if there are checkpoints and none can be read.
+    """
+    steps = list_newest_first(directory)
+    for step in steps:
+        path = os.path.join(directory, f'ckpt-{step}')
+        try:
+            restore_path(path, checkpoint)
+            return path
+        except entry.UserError as error:
+            if step == steps[-1]:
+                raise entry.UserError(
+                    entry.BAD_DATA,
+                    f'{directory}: none of its {len(steps)} checkpoints can be restored; the last try: {error} '
+                    'To begin anew, pass another --workdir; --config.init_from=... takes over weights of another run.',
+                ) from error
+            logging.warning('%s Trying the one before.', error)
+    return None
+
+
+def restore_path(path: str, checkpoint: tf.train.Checkpoint) -> None:
+    """Restores one checkpoint.
+
+    Raises:
+      UserError: MISSING_INPUT if it is not there, BAD_DATA if it is damaged or of another model.
+    """
+    if not os.path.exists(path + '.index'):
+        raise entry.UserError(entry.MISSING_INPUT, f'{path}: no such checkpoint')
+    try:
+        status = checkpoint.read(path).expect_partial()  # what is not asked for, e.g. slots, is left alone
+        status.assert_existing_objects_matched()
+    except (tf.errors.OpError, ValueError, AssertionError, IndexError, RuntimeError) as error:
+        reason = re.sub(r'\{\{.*?\}\} ', '', str(error).strip().splitlines()[0])[:300]
+        if isinstance(error, ValueError | AssertionError):
+            reason = f'it is of another network: {reason}'
+        raise entry.UserError(entry.BAD_DATA, f'{path}: cannot be restored ({reason}).') from error
+
+
+def _flush(path: pathlib.Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

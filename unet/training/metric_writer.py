@@ -1,0 +1,77 @@
+"""The metrics of a run, as JSON lines and as TensorBoard events.
+
+metrics = metric_writer.MetricsWriter('runs/cityscapes', last_step=1000)
+metrics.write(1050, {'train/loss': 0.7})
+"""
+
+import contextlib
+import json
+import math
+import os
+import pathlib
+
+import tensorflow as tf
+
+from data_prep import tfrecord
+from launch import entry, files
+from unet.training.workdir import METRICS, TENSORBOARD
+
+
+class MetricsWriter:
+    """Appends to metrics.jsonl and to TensorBoard; starting again cuts off what came after the checkpoint."""
+
+    def __init__(self, workdir: str, *, last_step: int):
+        self._path = pathlib.Path(workdir) / METRICS
+        if self._path.exists():
+            kept = [line for line in self._path.read_text().splitlines(True) if _step_of(line) <= last_step]
+            files.write_atomically(self._path, ''.join(kept))
+        events = pathlib.Path(workdir) / TENSORBOARD
+        for file in events.glob('events.out.tfevents.*'):
+            _cut_events(file, last_step)
+        self._summaries = tf.summary.create_file_writer(str(events))
+
+    def write(self, step: int, values: dict[str, float], pictures: dict[str, object] | None = None) -> None:
+        """One line with `step` and the values, which are also TensorBoard scalars; what is not finite is null.
+
+        Args:
+          step: completed steps.
+          values: by name.
+          pictures: uint8 [height, width, 3] by name, for TensorBoard alone.
+
+        Raises:
+          UserError: NO_STORAGE if they cannot be written.
+        """
+        line = {'step': step} | {k: float(v) if math.isfinite(v) else None for k, v in values.items()}
+        with self._path.open('a') as file:
+            file.write(json.dumps(line) + '\n')
+        try:
+            with self._summaries.as_default():
+                for name, picture in (pictures or {}).items():
+                    tf.summary.image(name, picture[None], step=step)
+                for name, value in values.items():  # last: a large event's failure is ignored, a small one's is not
+                    tf.summary.scalar(name, value, step=step)
+            self._summaries.flush()
+        except tf.errors.OpError as error:  # a full disk has several names there
+            raise entry.UserError(
+                entry.NO_STORAGE,
+                f"{self._path.parent}: TensorBoard's events could not be written ({error.message.splitlines()[0]}). "
+                'The checkpoints are whole: free some space and run the same command again.',
+            ) from error
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)['step']
+    except ValueError:  # the last line of a run that was killed while it wrote
+        return math.inf
+
+
+def _cut_events(file: pathlib.Path, last_step: int) -> None:
+    """Cuts off what comes after `last_step` in an event file, which one process wrote in the order of its steps."""
+    kept = 0  # bytes
+    with contextlib.suppress(tf.errors.DataLossError):  # the end of a file whose writer was killed
+        for record in tf.data.TFRecordDataset(str(file)).as_numpy_iterator():
+            if tf.compat.v1.Event.FromString(record).step > last_step:
+                break
+            kept += len(tfrecord.frame(record))
+    os.truncate(file, kept)

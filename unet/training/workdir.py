@@ -1,0 +1,101 @@
+"""The folder of a run: who may write to it, which config it belongs to, and its metrics.
+
+with workdir.lease('runs/cityscapes'):
+    workdir.compare_config('runs/cityscapes', config)
+    workdir.write_config('runs/cityscapes', config)
+    metrics = workdir.MetricsWriter('runs/cityscapes', last_step=1000)
+    metrics.write(1050, {'train/loss': 0.7})
+"""
+
+import json
+import math
+import os
+import pathlib
+
+from ml_collections import ConfigDict
+
+from configs.validation import flatten
+from launch import entry, files
+from unet.training import checkpoint
+
+CONFIG = 'config.json'
+METRICS = 'metrics.jsonl'
+TENSORBOARD = 'tensorboard'
+CHECKPOINTS = 'checkpoints'
+BEST = 'best'
+
+
+def check_writable(workdir: str) -> None:
+    """Raises UserError BAD_USAGE if there is, and can be, no such folder that this process may write to."""
+    folder = pathlib.Path(os.path.abspath(workdir))
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        reason = 'may not be written to' if folder.is_dir() else 'is no folder'
+        raise entry.UserError(entry.BAD_USAGE, f'--workdir={workdir}: {folder} {reason}. Pass another one.')
+
+
+def changes_nothing_learnt(field: str) -> bool:
+    """Whether a config field may change when a run goes on: its length, its intervals, and how it is computed."""
+    return (
+        field in ('num_steps', 'checkpoint.keep', 'eval.batch', 'eval.pictures', 'data.cache', 'data.servers')
+        or field.endswith(('every_steps', '.steps'))
+        or field.startswith('runtime.')
+    )
+
+
+def compare_config(workdir: str, config: ConfigDict, *, accept_change: bool = False) -> None:
+    """Compares with the config.json that is there, and says what has changed, if anything has been learnt with it.
+
+    Raises:
+      UserError: IN_USE if the run was started with a config that means something else and `accept_change` is not set.
+    """
+    folder = pathlib.Path(workdir)
+    if not checkpoint.list_newest_first(folder / CHECKPOINTS):
+        return
+    if not (folder / CONFIG).exists():
+        print(f'{folder / CONFIG} is gone: this config is taken for the one that the run was started with', flush=True)
+        return
+    before, now = flatten(read_config(workdir)), flatten(config)
+    changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    diff = [f'  config.{name}: {before.get(name)!r} -> {now.get(name)!r}' for name in changed]
+    meaning = [name for name in changed if not changes_nothing_learnt(name)]
+    if meaning and not accept_change:
+        raise entry.UserError(
+            entry.IN_USE,
+            f'{workdir} holds a run with another config:\n'
+            + '\n'.join(diff)
+            + '\nGo on with the old values, pass another --workdir, or change the run with --accept_config_change.',
+        )
+    if diff:
+        print('The config has changed since the run was started:\n' + '\n'.join(diff), flush=True)
+
+
+def write_config(workdir: str, config: ConfigDict) -> None:
+    files.write_atomically(pathlib.Path(workdir) / CONFIG, config.to_json(indent=2) + '\n')
+
+
+def read_config(workdir: str) -> ConfigDict:
+    """The config of a run. Raises UserError MISSING_INPUT if the folder holds none, BAD_DATA if it is damaged."""
+    path = pathlib.Path(workdir) / CONFIG
+    if not path.exists():
+        raise entry.UserError(
+            entry.MISSING_INPUT, f'{workdir}: no run here (it has no {CONFIG}). Pass the --workdir of unet.main.'
+        )
+    try:
+        return ConfigDict(json.loads(path.read_text()))
+    except ValueError as error:
+        raise entry.UserError(
+            entry.BAD_DATA,
+            f'{path}: not JSON ({error}). Remove it and run unet.main with the same config again: it writes it anew.',
+        ) from error
+
+
+def last_scores(workdir: str) -> dict[str, float]:
+    """The scores of the run's last evaluation, from metrics.jsonl; empty if there was none."""
+    scores, path = {}, pathlib.Path(workdir) / METRICS
+    for line in path.read_text().splitlines() if path.exists() else ():
+        values = json.loads(line)
+        if 'eval/miou' in values:
+            scores = {name: math.nan if value is None else value for name, value in values.items() if name != 'step'}
+    return scores
