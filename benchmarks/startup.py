@@ -27,10 +27,7 @@ _OUTPUT = flags.DEFINE_string('output', None, 'JSON file for the figures.')
 
 _COMMANDS = (
     *(f'data_prep.{name}' for name in ('build_tfrecords', 'verify_tfrecords', 'stage_tfrecords', 'synthesize')),
-    *(
-        f'unet.{name}'
-        for name in ('main', 'evaluate', 'predict', 'export', 'report', 'benchmark', 'preflight', 'data_server')
-    ),
+    *(f'unet.{name}' for name in ('main', 'evaluate', 'predict', 'export', 'report', 'benchmark', 'preflight')),
     *(f'launch.{name}' for name in ('local', 'slurm', 'kubernetes')),
 )
 _BARE = """

@@ -38,9 +38,6 @@ def get_config() -> ConfigDict:
     # that goes with the process, for those that take longer to decode than to read: 4 bytes per pixel, 25 GB for
     # Cityscapes. Augmentation comes after it.
     data.cache = 'none'
-    # host:port of each unet.data_server that makes the training examples, where this host's cores cannot keep its GPUs
-    # busy: 2.1 MB per 512x1024 example come over the network. The same examples; the cache is then the servers'.
-    data.servers = ()
 
     config.model = model = ConfigDict()
     model.width = 64  # channels of the first level; each level down has twice as many

@@ -21,7 +21,7 @@ _CHOICES = {
 }
 
 
-_NAMES = ('data.train_splits', 'data.servers')  # the tuples of strings; others hold numbers
+_NAMES = ('data.train_splits',)  # the tuples of strings; others hold numbers
 
 
 _AT_LEAST = {
@@ -135,19 +135,11 @@ def validate(config: ConfigDict) -> list[str]:
         problems.append('config.data.train_splits: name at least one split')
     if len({*config.data.train_splits}) < len(config.data.train_splits):
         problems.append(f'config.data.train_splits={config.data.train_splits}: name each split once')
-    for address in config.data.servers:
-        if not _is_address(address):
-            problems.append(f'config.data.servers: {address!r} is no host:port, e.g. 10.0.0.2:5050')
     return problems or _crop_problems(config.data.crop, config.model.depth, config.model.padding)
 
 
 def _two_integers(values: tuple) -> bool:
     return len(values) == 2 and all(isinstance(value, int) for value in values)
-
-
-def _is_address(text: object) -> bool:
-    host, _, port = str(text).rpartition(':')
-    return bool(host.strip('[]')) and '/' not in host and port.isdecimal() and 0 < int(port) < 1 << 16
 
 
 def _crop_problems(crop: tuple[int, int], depth: int, padding: str) -> list[str]:

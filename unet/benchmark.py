@@ -118,7 +118,7 @@ def _verdict(figures: dict) -> str:
     if waits:
         return (
             'The loader bounds it. JPEG records (build_tfrecords --image_format=jpeg), smaller records (--size), '
-            'config.data.cache, config.data.servers or more cores would help.'
+            'config.data.cache or more cores would help.'
         )
     of_step = ''
     if 'step' in rates:

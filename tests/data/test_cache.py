@@ -20,17 +20,18 @@ def split(tmp_path_factory):
 
 
 def iterate(split, last=12, **options):
+    reader = input_pipeline.Reader(split)
+    color = (0.1, 0.1, 0.1)
+    make = input_pipeline.example_maker(
+        reader, seed=3, crop=(24, 32), scale=(0.5, 2.0), flip=0.5, color=color, **options
+    )
     dataset = input_pipeline.train_batches(
-        input_pipeline.Reader(split),
+        reader,
+        make,
+        crop=(24, 32),
         positions=lambda number: range(2 * number, 2 * number + 2),
         first=0,
         last=last,
-        seed=3,
-        crop=(24, 32),
-        scale=(0.5, 2.0),
-        flip=0.5,
-        color=(0.1, 0.1, 0.1),
-        **options,
     )
     return dataset.as_numpy_iterator()
 

@@ -140,11 +140,9 @@ def test_examples_do_not_depend_on_the_compiled_part(tmp_path, monkeypatch):
     split = records.read_split(folder, 'train')
 
     def batches():
-        dataset = input_pipeline.train_batches(
-            input_pipeline.Reader(split),
-            positions=lambda number: range(2 * number, 2 * number + 2),
-            first=0,
-            last=6,
+        reader = input_pipeline.Reader(split)
+        make = input_pipeline.example_maker(
+            reader,
             seed=1,
             crop=(32, 40),
             scale=(0.5, 2.0),
@@ -153,12 +151,21 @@ def test_examples_do_not_depend_on_the_compiled_part(tmp_path, monkeypatch):
             dropout=0.5,
             dropout_channels=8,
         )
+        dataset = input_pipeline.train_batches(
+            reader,
+            make,
+            crop=(32, 40),
+            dropout_channels=8,
+            positions=lambda number: range(2 * number, 2 * number + 2),
+            first=0,
+            last=6,
+        )
         return list(dataset.as_numpy_iterator())
 
     compiled = batches()
     monkeypatch.setattr(decoding, '_pixels', None)
     for expected, found in zip(compiled, batches(), strict=True):
-        assert expected.keys() == found.keys() == {'image', 'label', 'color', 'kept'}
+        assert expected.keys() == found.keys() == {'image', 'label', 'color', 'dropout_mask'}
         for name in expected:
             np.testing.assert_array_equal(expected[name], found[name])
 

@@ -24,8 +24,11 @@ def batches(split, batch=2, replicas=1, replica=0, first=0, last=7, global_batch
         return input_pipeline.replica_positions(number, global_batch or batch * replicas, replicas, replica)
 
     settings = dict(crop=(24, 32), scale=(1.0, 1.0), flip=0.5, color=(0.1, 0.1, 0.1)) | options
+    reader = input_pipeline.Reader(split)
+    make = input_pipeline.example_maker(reader, seed=seed, **settings)
+    channels = settings.get('dropout_channels', 0)
     dataset = input_pipeline.train_batches(
-        input_pipeline.Reader(split), positions=positions, first=first, last=last, seed=seed, **settings
+        reader, make, crop=settings['crop'], dropout_channels=channels, positions=positions, first=first, last=last
     )
     return list(dataset.as_numpy_iterator())
 

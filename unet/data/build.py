@@ -9,43 +9,43 @@ import tensorflow as tf
 from ml_collections import ConfigDict
 
 from launch import entry
-from unet.data import input_pipeline, serving
+from unet.data import input_pipeline
 from unet.distributed import cluster
 from unet.models import unet
 
 _iterators = []  # of strategies, kept: TensorFlow 2.21 takes up to a minute to destroy one that it tunes
 
 
-def example_settings(config: ConfigDict) -> dict[str, object]:
-    """Those of `input_pipeline.example_maker` that show in an example."""
-    data, channels = config.data, unet.bottom_channels(config.model.width, config.model.depth)
-    return {
-        'seed': config.seed,
-        'crop': tuple(data.crop),
-        'scale': tuple(data.scale),
-        'flip': data.flip,
-        'color': (data.brightness, data.contrast, data.saturation),
-        'resize': tuple(data.resize),
-        'resize_method': data.resize_method,
-        'dropout': config.model.dropout,
-        'dropout_channels': channels if config.model.dropout else 0,
-    }
+def dropout_channels(config: ConfigDict) -> int:
+    """Channels of the dropout mask that each example brings; 0 without dropout."""
+    return unet.bottom_channels(config.model.width, config.model.depth) if config.model.dropout else 0
 
 
-def cache_settings(config: ConfigDict) -> dict[str, object]:
-    """Those that do not.
+def example_maker(config: ConfigDict, reader: input_pipeline.Reader) -> Callable[[int], tuple[np.ndarray, ...]]:
+    """What makes the training example at a position, see `input_pipeline.example_maker`.
 
     Raises:
-      UserError: MISSING_INPUT if the folder for a cache on disk is not there.
+      UserError: MISSING_INPUT if the folder for a cache on disk is not there, NO_STORAGE if the cache has no room.
     """
-    if config.data.cache == 'disk' and not os.path.isdir(folder := os.environ.get('TMPDIR', '/')):
+    data = config.data
+    if data.cache == 'disk' and not os.path.isdir(folder := os.environ.get('TMPDIR', '/')):
         raise entry.UserError(
             entry.MISSING_INPUT, f"TMPDIR={folder}: no such folder, and config.data.cache='disk' is to use it"
         )
-    return {
-        'cache': config.data.cache != 'none',
-        'cache_dir': tempfile.gettempdir() if config.data.cache == 'disk' else None,
-    }
+    return input_pipeline.example_maker(
+        reader,
+        seed=config.seed,
+        crop=tuple(data.crop),
+        scale=tuple(data.scale),
+        flip=data.flip,
+        color=(data.brightness, data.contrast, data.saturation),
+        resize=tuple(data.resize),
+        resize_method=data.resize_method,
+        cache=data.cache != 'none',
+        cache_dir=tempfile.gettempdir() if data.cache == 'disk' else None,
+        dropout=config.model.dropout,
+        dropout_channels=dropout_channels(config),
+    )
 
 
 def train_batches(
@@ -59,15 +59,16 @@ def train_batches(
     """The training batches from `first` on, see `input_pipeline.train_batches`.
 
     Raises:
-      UserError: BAD_CONFIG if a server makes other examples; NO_STORAGE if the cache has no room.
+      UserError: as `example_maker`.
     """
-    settings, servers = example_settings(config), None
-    if config.data.servers:
-        servers = serving.meet(config.data.servers, serving.agreement(reader.split, **settings))
-    else:
-        settings |= cache_settings(config)
     return input_pipeline.train_batches(
-        reader, positions=positions, first=first, last=last, servers=servers, **settings
+        reader,
+        example_maker(config, reader),
+        crop=tuple(config.data.crop),
+        dropout_channels=dropout_channels(config),
+        positions=positions,
+        first=first,
+        last=last,
     )
 
 
@@ -111,6 +112,5 @@ def noise_batch(config: ConfigDict, images: int, *, seed: int = 0) -> dict[str, 
         'color': np.zeros([images, 3], np.float32),
     }
     if config.model.dropout:
-        channels = unet.bottom_channels(config.model.width, config.model.depth)
-        batch['kept'] = np.ones([images, 1, 1, channels], np.float32)
+        batch['dropout_mask'] = np.ones([images, 1, 1, dropout_channels(config)], np.float32)
     return batch

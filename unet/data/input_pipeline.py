@@ -18,9 +18,9 @@ import tensorflow as tf
 
 from data_prep import records
 from data_prep.labels import IGNORED
-from launch import entry, host
+from launch import entry
 from unet.data import cache as example_cache
-from unet.data import decoding, serving
+from unet.data import decoding
 
 _GREY = 127  # of pixels beyond an image's border
 _DRAWS = 7  # random numbers per example: zoom, top, left, flip, brightness, contrast, saturation
@@ -130,7 +130,7 @@ def example_maker(
         augmentation, so that it does not depend on the number of replicas.
 
     Returns:
-      A function of a position that returns the parts of `_parts`, without the batch.
+      A function of a position that returns what `train_batches` yields, without the batch.
     """
     size = len(reader.split)
     load = functools.partial(_whole, reader, resize=resize, smooth=resize_method == 'bilinear')
@@ -156,60 +156,46 @@ def example_maker(
         label = decoding.resize(label, crop, smooth=False, flip=flipped)
         made = image, label[..., 0], ((2 * draws[4:] - 1) * color).astype(np.float32)
         if dropout:
-            kept = random.random((1, 1, dropout_channels)) >= dropout
-            made += ((kept / (1 - dropout)).astype(np.float32),)
+            mask = random.random((1, 1, dropout_channels)) >= dropout
+            made += ((mask / (1 - dropout)).astype(np.float32),)
         return made
 
     return make
 
 
-def _parts(crop: tuple[int, int], dropout: float, dropout_channels: int) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
-    """Type and shape of what makes up an example."""
-    parts = {
-        'image': (np.dtype(np.uint8), (*crop, 3)),
-        'label': (np.dtype(np.uint8), tuple(crop)),
-        'color': (np.dtype(np.float32), (3,)),
-    }
-    if dropout:
-        parts['kept'] = np.dtype(np.float32), (1, 1, dropout_channels)
-    return parts
-
-
 def train_batches(
     reader: Reader,
+    make_example: Callable[[int], tuple[np.ndarray, ...]],
     *,
+    crop: tuple[int, int],
+    dropout_channels: int = 0,
     positions: Callable[[int], range],
     first: int,
     last: int | None = None,
-    crop: tuple[int, int],
-    dropout: float = 0.0,
-    dropout_channels: int = 0,
-    servers: serving.Servers | None = None,
-    **settings: object,
 ) -> tf.data.Dataset:
     """The training batches of one replica, or of several in turn.
 
     Args:
-      reader: of the training split.
+      reader: of the training split; keeps the first error.
+      make_example: from `example_maker`.
+      crop: height and width of its examples.
+      dropout_channels: channels of the dropout mask that it draws; 0: it draws none.
       positions: batch number -> the positions in that batch, for batches from 0; all batches have one size.
       first, last: the batches from `first` to before `last` are made; those before are not even read. None: without
         end. Over several workers only that has no hidden all-reduce per batch, which asks whether all have one.
-      crop, dropout, dropout_channels, **settings: see `example_maker`.
-      servers: have the examples made by them; None: here.
 
     Yields:
       'image' uint8 [batch, height, width, 3], 'label' uint8 [batch, height, width] (label ids; 255 beyond the image's
-      border), 'color' float32 [batch, 3]; with dropout 'kept' float32 [batch, 1, 1, dropout_channels], 0 for channels
-      left out and 1 / (1 - dropout) for the others.
+      border), 'color' float32 [batch, 3]; with dropout 'dropout_mask' float32 [batch, 1, 1, dropout_channels], 0 for
+      channels left out and 1 / (1 - dropout) for the others.
     """
     batch = len(positions(0))
-    parts = _parts(crop, dropout, dropout_channels)
-    make = example_maker(reader, crop=crop, dropout=dropout, dropout_channels=dropout_channels, **settings)
-    if servers:
-        make = functools.partial(servers.fetch, make=make, specification=list(parts.values()))
+    parts = {'image': (tf.uint8, (*crop, 3)), 'label': (tf.uint8, tuple(crop)), 'color': (tf.float32, (3,))}
+    if dropout_channels:
+        parts['dropout_mask'] = tf.float32, (1, 1, dropout_channels)
 
     def numbered(number: np.ndarray) -> tuple[np.ndarray, ...]:
-        return make(positions(int(number) // batch)[int(number) % batch])
+        return make_example(positions(int(number) // batch)[int(number) % batch])
 
     call = reader.function(numbered, tuple(dtype for dtype, _ in parts.values()))
 
@@ -217,17 +203,11 @@ def train_batches(
         made = zip(parts.items(), call(number), strict=True)
         return {name: tf.ensure_shape(part, shape) for (name, (_, shape)), part in made}
 
-    in_flight = servers.in_flight if servers else tf.data.AUTOTUNE
     dataset = (
         tf.data.Dataset.counter(first * batch) if last is None else tf.data.Dataset.range(first * batch, last * batch)
     )
-    dataset = dataset.map(example_of, num_parallel_calls=in_flight, deterministic=True)
-    dataset = dataset.batch(batch, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
-    if servers:  # a thread waits for each example in flight, and there are more of them than cores here
-        options = tf.data.Options()
-        options.threading.private_threadpool_size = in_flight + host.cores()
-        dataset = dataset.with_options(options)
-    return dataset
+    dataset = dataset.map(example_of, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    return dataset.batch(batch, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
 
 
 def _whole(reader: Reader, example: int, resize: tuple[int, int], smooth: bool) -> tuple[np.ndarray, np.ndarray]:

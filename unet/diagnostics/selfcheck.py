@@ -77,7 +77,7 @@ def _share(config: ConfigDict, number: int, replica: int, replicas: int, poisone
     batch = data_build.noise_batch(config, config.global_batch, seed=number)
     batch = {name: values[replica * size : (replica + 1) * size] for name, values in batch.items()}
     if poisoned:
-        batch['kept'][0, 0, 0, 0] = np.inf
+        batch['dropout_mask'][0, 0, 0, 0] = np.inf
     return {name: tf.constant(values) for name, values in batch.items()}
 
 

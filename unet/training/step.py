@@ -125,7 +125,7 @@ def make_replica_step(
         image = preprocess.normalize(batch['image'], dtype)
         image = preprocess.color_jitter(image, tf.cast(batch['color'], dtype))
         target = tf.gather(class_of_id, tf.cast(batch['label'], tf.int32))
-        inputs = [image, tf.cast(batch['kept'], dtype)] if 'kept' in batch else [image]
+        inputs = [image, tf.cast(batch['dropout_mask'], dtype)] if 'dropout_mask' in batch else [image]
         targets = _targets(target, network.compute_output_shape([tensor.shape for tensor in inputs]))
         scale = tf.cast(state.scale, dtype) if scaled else tf.ones([], dtype)
         statistics_before = [tf.identity(variable) for variable in statistics]

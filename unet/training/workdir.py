@@ -38,7 +38,7 @@ def check_writable(workdir: str) -> None:
 def changes_nothing_learnt(field: str) -> bool:
     """Whether a config field may change when a run goes on: its length, its intervals, and how it is computed."""
     return (
-        field in ('num_steps', 'checkpoint.keep', 'eval.batch', 'eval.pictures', 'data.cache', 'data.servers')
+        field in ('num_steps', 'checkpoint.keep', 'eval.batch', 'eval.pictures', 'data.cache')
         or field.endswith(('every_steps', '.steps'))
         or field.startswith('runtime.')
     )
