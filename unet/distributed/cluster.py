@@ -97,7 +97,7 @@ def join(
     found = workers(dict(os.environ))
     with contextlib.ExitStack() as stack:
         stall = stack.enter_context(shutdown.Stall(stall_seconds))
-        check = stop.check if stop else lambda: None
+        check = (lambda: None) if stop is None else stop.check
         group = stack.enter_context(
             process_group.rendezvous(found.addresses, found.rank, peer_seconds=peer_seconds, check=check)
         )
@@ -105,7 +105,7 @@ def join(
         for what, value, remedy in equal:
             group.check_equal(what, value, remedy)
         strategy = make_strategy(virtual_devices, found, peer_seconds=peer_seconds)
-        if stop:
+        if stop is not None:
             stop.listen()  # MultiWorkerMirroredStrategy has replaced the handlers
             stop.check()
         group.check_equal('the number of devices', strategy.num_replicas_in_sync, 'give all hosts equally many GPUs')
