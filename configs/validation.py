@@ -1,164 +1,160 @@
-"""What cannot work about a config, found without TensorFlow."""
+"""The rules of configs: what a field may hold, how fields go together, what fields were called before.
 
+    problems = validation.validate(config, default.FIELDS)
+    values, notes = validation.bring_up_to_date({'loss.hard_pixels': 1.0}, default.FIELDS)
+    validation.output_size(572, depth=5, padding='valid')  # 388
+
+It needs no TensorFlow, so that launchers and `--help` answer at once.
+"""
+
+import dataclasses
 import math
+import re
+from collections.abc import Callable, Mapping
 
 from ml_collections import ConfigDict
 
-_CHOICES = {
-    'precision': ('float32', 'bfloat16', 'float16', 'float64'),
-    'labels': ('train_ids', 'label_ids'),
-    'data.resize_method': ('bilinear', 'nearest'),
-    'data.cache': ('none', 'memory', 'disk'),
-    'model.skip': ('concat', 'add'),
-    'model.padding': ('same', 'valid'),
-    'model.up': ('transpose', 'resize'),
-    'model.norm': ('batch', 'group', 'none'),
-    'optimizer.name': ('adam', 'adamw', 'sgd'),
-    'optimizer.batch_scaling': ('none', 'sqrt', 'linear'),
-    'optimizer.schedule': ('constant', 'polynomial', 'cosine'),
-    'eval.best_metric': ('eval/miou', 'eval/miou_present', 'eval/miou_all_ids', 'eval/accuracy'),
-    'runtime.jit_compile': ('auto', 'on', 'off'),
+Value = bool | int | float | str | tuple
+
+_NEW_NAMES = {
+    'loss.hard_pixels': 'loss.ohem',
+    'loss.hard_threshold': 'loss.ohem_threshold',
+    'loss.hard_least': 'loss.ohem_min_fraction',
 }
+_REMOVED = {'data.servers': 'each host decodes the crops of its own devices'}
 
 
-_NAMES = ('data.train_splits',)  # the tuples of strings; others hold numbers
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """One option of a config.
 
-
-_AT_LEAST = {
-    'num_steps': 1,
-    'global_batch': 1,
-    'seed': 0,
-    'data.flip': 0,
-    'data.brightness': 0,
-    'data.contrast': 0,
-    'data.saturation': 0,
-    'model.width': 1,
-    'model.depth': 3,
-    'model.norm_momentum': 0,
-    'model.dropout': 0,
-    'loss.cross_entropy': 0,
-    'loss.focal': 0,
-    'loss.hard_pixels': 0,
-    'loss.dice': 0,
-    'loss.auxiliary': 0,
-    'loss.label_smoothing': 0,
-    'loss.focal_gamma': 0,
-    'loss.hard_threshold': 0.01,
-    'loss.hard_least': 0,
-    'optimizer.learning_rate': 0,
-    'optimizer.reference_batch': 1,
-    'optimizer.warmup_steps': 0,
-    'optimizer.momentum': 0,
-    'optimizer.weight_decay': 0,
-    'optimizer.clip_norm': 0,
-    'optimizer.ema': 0,
-    'eval.every_steps': 1,
-    'eval.batch': 1,
-    'eval.pictures': 0,
-    'checkpoint.every_steps': 1,
-    'checkpoint.keep': 1,
-    'log.every_steps': 1,
-    'runtime.virtual_devices': 0,
-    'runtime.steps_per_call': 1,
-    'runtime.microbatches': 0,
-    'runtime.grace_seconds': 1,
-    'runtime.stall_seconds': 1,
-    'runtime.peer_seconds': 1,
-}
-
-
-_AT_MOST = {
-    'seed': 2**32 - 1,
-    'data.flip': 1,
-    'data.contrast': 1,
-    'data.saturation': 1,
-    'model.depth': 6,
-    'model.norm_momentum': 1,
-    'model.dropout': 0.95,
-    'loss.label_smoothing': 1,
-    'optimizer.momentum': 1,
-    'optimizer.ema': 1,
-    'loss.hard_threshold': 1,
-    'loss.hard_least': 1,
-}
-
-
-def validate(config: ConfigDict) -> list[str]:
-    """What cannot work about a config, one line each with value, limit and remedy; an empty list if all is well.
-
-    Launchers call it before they submit and the trainer before it starts; it needs no TensorFlow.
+    Attributes:
+      default: its value where nothing else is set; its type is the type of the field.
+      choices: the strings that it may be; empty if it may be any.
+      at_least, at_most: bounds of a number, both included.
+      below: bound of a number that is not included.
+      check: takes the value and returns what is wrong with it, '' if nothing is.
     """
-    fields = flatten(config)
-    from configs import default  # which imports this module
 
-    known = flatten(default.get_config())
-    problems = [f'config.{name}: no such field' for name in fields if name not in known]
-    problems += [f'config.{name}: missing' for name in known if name not in fields]
-    for name, value in fields.items():
-        for part in value if isinstance(value, tuple) else (value,):
-            if name in _NAMES and not isinstance(part, str):
-                problems.append(f"config.{name}={value}: must be names in quotes, e.g. ('{part}',)")
-            elif isinstance(value, tuple) and name not in _NAMES and not isinstance(part, int | float):
-                problems.append(f'config.{name}={value}: {part!r} is no number')
-            elif isinstance(part, float) and not math.isfinite(part):
-                problems.append(f'config.{name}={value}: must be finite')
+    default: Value
+    choices: tuple[str, ...] = ()
+    at_least: float = -math.inf
+    at_most: float = math.inf
+    below: float = math.inf
+    check: Callable[[tuple], str] | None = None
+
+    def problem(self, value: Value) -> str:
+        """Returns what is wrong with a value of the right type; '' if nothing is."""
+        if isinstance(value, str):
+            return '' if not self.choices or value in self.choices else f'choose one of {", ".join(self.choices)}'
+        if isinstance(value, tuple):
+            return self.check(value) if self.check else ''
+        if value < self.at_least:
+            return f'must be at least {self.at_least}'
+        if value > self.at_most:
+            return f'must be at most {self.at_most}'
+        return '' if value < self.below else f'must be below {self.below}'
+
+
+def size(value: tuple) -> str:
+    """Checks (height, width) in pixels."""
+    return '' if _is_size(value, 1) else 'must be (height, width) in whole pixels'
+
+
+def size_or_zeros(value: tuple) -> str:
+    """Checks (height, width) in pixels, or (0, 0)."""
+    if not _is_size(value, 0):
+        return 'must be (height, width) in whole pixels'
+    return '' if any(value) == all(value) else 'give both height and width, or (0, 0) for neither'
+
+
+def _is_size(value: tuple, least: int) -> bool:
+    return len(value) == 2 and all(isinstance(side, int) and side >= least for side in value)
+
+
+def positive_range(value: tuple) -> str:
+    """Checks (smallest, largest)."""
+    fine = len(value) == 2 and 0 < value[0] <= value[1]
+    return '' if fine else 'must be (smallest, largest), both above 0'
+
+
+def steps(value: tuple) -> str:
+    """Checks (after this step, up to this step)."""
+    fine = _is_size(value, 0) and value[0] <= value[1]
+    return '' if fine else 'must be (after this step, up to this step)'
+
+
+def weights(value: tuple) -> str:
+    """Checks weights of classes, or none."""
+    fine = not value or min(value) >= 0 < max(value)
+    return '' if fine else 'none may be below 0, and not all of them 0'
+
+
+def names(value: tuple) -> str:
+    """Checks the names of one split or more."""
+    if not value:
+        return 'name at least one split'
+    return '' if len(set(value)) == len(value) else 'name each split once'
+
+
+def validate(config: ConfigDict, fields: Mapping[str, Field]) -> list[str]:
+    """Says what cannot work about a config.
+
+    Launchers call it before they submit and the trainer before it starts.
+
+    Args:
+      config: the config, its values of the types that ml_collections has checked.
+      fields: what there is to set, by dotted name.
+
+    Returns:
+      One line for each mistake, with value, limit and remedy; an empty list if all is well.
+    """
+    values = flatten(config)
+    problems = [f'config.{name}: no such field' for name in values if name not in fields]
+    problems += [f'config.{name}: missing' for name in fields if name not in values]
+    for name, value in values.items():
+        if name in fields and (malformed := _malformed(value, fields[name].default)):
+            problems.append(f'config.{name}={value}: {malformed}')
     if problems:
         return problems
-    for name, choices in _CHOICES.items():
-        if fields[name] not in choices:
-            problems.append(f'config.{name}={fields[name]!r}: choose one of {", ".join(choices)}')
-    for name, least in _AT_LEAST.items():
-        if fields[name] < least:
-            problems.append(f'config.{name}={fields[name]}: must be at least {least}')
-    for name, most in _AT_MOST.items():
-        if fields[name] > most:
-            problems.append(f'config.{name}={fields[name]}: must be at most {most}')
-    for name in ('data.resize', 'data.crop', 'eval.resize'):
-        if not _two_integers(fields[name]) or min(fields[name]) < (name == 'data.crop'):
-            problems.append(f'config.{name}={fields[name]}: must be (height, width) in whole pixels')
-        elif any(fields[name]) != all(fields[name]):
-            problems.append(f'config.{name}={fields[name]}: give both height and width, or (0, 0) for neither')
-    scale = fields['data.scale']
-    if len(scale) != 2 or not 0 < scale[0] <= scale[1]:
-        problems.append(f'config.data.scale={scale}: must be (smallest, largest), both above 0')
-    if not any(fields[f'loss.{name}'] > 0 for name in ('cross_entropy', 'focal', 'hard_pixels', 'dice')):
+    for name, field in fields.items():
+        if problem := field.problem(values[name]):
+            shown = repr(values[name]) if field.choices else values[name]
+            problems.append(f'config.{name}={shown}: {problem}')
+    return problems or _problems_between(config)
+
+
+def _malformed(value: Value, default: Value) -> str:
+    """What is wrong with the form of a value, whatever its bounds; '' if nothing is."""
+    of_names = isinstance(default, tuple) and default and isinstance(default[0], str)
+    for part in value if isinstance(value, tuple) else (value,):
+        if of_names and not isinstance(part, str):
+            return f"must be names in quotes, e.g. ('{part}',)"
+        if isinstance(value, tuple) and not of_names and not isinstance(part, int | float):
+            return f'{part!r} is no number'
+        if isinstance(part, float) and not math.isfinite(part):
+            return 'must be finite'
+    return ''
+
+
+def _problems_between(config: ConfigDict) -> list[str]:
+    """What cannot work about fields together, each of which is fine by itself."""
+    problems = []
+    if not any(config.loss[name] > 0 for name in ('cross_entropy', 'focal', 'ohem', 'dice')):
         problems.append('config.loss: give at least one loss a weight above 0')
-    weights = fields['loss.class_weights']
-    if weights and not (min(weights) >= 0 < max(weights)):
-        problems.append(f'config.loss.class_weights={weights}: none may be below 0, and not all of them 0')
-    profiled = fields['profile.steps']
-    if not _two_integers(profiled) or not 0 <= profiled[0] <= profiled[1]:
-        problems.append(f'config.profile.steps={profiled}: must be (after this step, up to this step)')
-    elif profiled[1] > config.num_steps:
+    profiled = tuple(config.profile.steps)
+    if profiled[1] > config.num_steps:
         problems.append(f'config.profile.steps={profiled}: the run ends at step {config.num_steps} (config.num_steps)')
-    if not config.data.train_splits:
-        problems.append('config.data.train_splits: name at least one split')
-    if len({*config.data.train_splits}) < len(config.data.train_splits):
-        problems.append(f'config.data.train_splits={config.data.train_splits}: name each split once')
-    return problems or _crop_problems(config.data.crop, config.model.depth, config.model.padding)
-
-
-def _two_integers(values: tuple) -> bool:
-    return len(values) == 2 and all(isinstance(value, int) for value in values)
-
-
-def _crop_problems(crop: tuple[int, int], depth: int, padding: str) -> list[str]:
-    for side in crop:
-        usable = [size for size in range(max(side - 64, 1), side + 65) if output_size(size, depth, padding)]
-        if side not in usable:
-            nearest = sorted(usable, key=lambda size: abs(size - side))[:2]
-            suffix = 'unpadded network' if padding == 'valid' else 'network'
-            return [
-                f'config.data.crop={tuple(crop)}: a {suffix} of depth {depth} takes no input of {side} pixels; '
-                + (f'the nearest it takes are {nearest}' if nearest else 'make it larger')
-            ]
-    return []
+    crop = tuple(config.data.crop)
+    if problem := input_size_problem(crop, config.model.depth, config.model.padding):
+        problems.append(f'config.data.crop={crop}: {problem}')
+    return problems
 
 
 def output_size(size: int, depth: int, padding: str) -> int:
-    """Pixels along one side of the U-Net's output for an input of `size`; 0 if the network takes no such input.
+    """Pixels along one side of the U-Net's output for an input of `size`; 0 if the model takes no such input.
 
-    Every pooling needs an even size. An unpadded network (padding 'valid') loses 4 pixels per level on the way down and
+    Every pooling needs an even size. An unpadded model (padding 'valid') loses 4 pixels per level on the way down and
     again on the way up, e.g. 572 -> 388 at depth 5 (https://arxiv.org/abs/1505.04597, figure 1).
     """
     loss = 4 if padding == 'valid' else 0
@@ -173,12 +169,89 @@ def output_size(size: int, depth: int, padding: str) -> int:
     return max(size, 0)
 
 
-def flatten(config: ConfigDict, prefix: str = '') -> dict[str, object]:
-    """Field values by dotted name: {'data.crop': (512, 1024), ...}."""
-    fields = {}
+def input_size_problem(size: tuple[int, int], depth: int, padding: str) -> str:
+    """Says that the U-Net takes no input of this height or width, and which are the nearest it takes; '' if it does."""
+    for side in size:
+        if not output_size(side, depth, padding):
+            usable = [near for near in range(1, side + 200) if output_size(near, depth, padding)]
+            nearest = sorted(sorted(usable, key=lambda near: abs(near - side))[:2])
+            remedy = f'the nearest it takes are {nearest}' if nearest else 'make it larger'
+            unpadded = 'n unpadded' if padding == 'valid' else ''
+            return f'a{unpadded} model of depth {depth} takes no input of {side} pixels; {remedy}'
+    return ''
+
+
+def flatten(config: ConfigDict, prefix: str = '') -> dict[str, Value]:
+    """Returns the values by dotted name: {'data.crop': (512, 1024), ...}."""
+    values = {}
     for name, value in config.items():
         if isinstance(value, ConfigDict):
-            fields |= flatten(value, f'{prefix}{name}.')
+            values |= flatten(value, f'{prefix}{name}.')
         else:
-            fields[prefix + name] = tuple(value) if isinstance(value, list) else value
-    return fields
+            values[prefix + name] = tuple(value) if isinstance(value, list) else value
+    return values
+
+
+def nested(values: Mapping[str, Value]) -> ConfigDict:
+    """Returns the config of values by dotted name, the opposite of `flatten`."""
+    config = ConfigDict()
+    for name, value in values.items():
+        *sections, last = name.split('.')
+        section = config
+        for part in sections:
+            if part not in section:
+                section[part] = ConfigDict()
+            section = section[part]
+        section[last] = value
+    return config
+
+
+def bring_up_to_date(values: Mapping[str, Value], fields: Mapping[str, Field]) -> tuple[dict[str, Value], list[str]]:
+    """Makes the config of an older version one of this version.
+
+    Args:
+      values: the old config's, by dotted name.
+      fields: what there is to set today, by dotted name.
+
+    Returns:
+      The values, under the names of today, with the default for every field that was not there yet; unknown names stay.
+      And one line for each old name, and one for all new fields.
+    """
+    notes = [note for name in values if (note := _note_of_old_name(name))]
+    current = {_NEW_NAMES.get(name, name): value for name, value in values.items() if name not in _REMOVED}
+    added = {name: field.default for name, field in fields.items() if name not in current}
+    if added:
+        shown = ', '.join(f'{name}={value!r}' for name, value in added.items())
+        notes.append(f'it was written before these fields were there, which have their defaults: {shown}')
+    return current | added, notes
+
+
+def bring_arguments_up_to_date(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Gives fields on a command line the names of today.
+
+    Args:
+      arguments: e.g. ['--config.loss.hard_pixels=1'].
+
+    Returns:
+      The arguments, e.g. ['--config.loss.ohem=1'], and one line for each old name.
+    """
+    current, notes, skip = [], [], False
+    for argument in arguments:
+        found = re.fullmatch(r'(--?config\.)([\w.]+)(=.*)?', argument, re.DOTALL)
+        name = found[2] if found else ''
+        if skip:
+            skip = False
+            continue
+        if note := _note_of_old_name(name):
+            notes.append(f'--config.{note}')
+        if name in _REMOVED:
+            skip = found[3] is None  # its value is the argument that follows
+        else:
+            current.append(f'{found[1]}{_NEW_NAMES[name]}{found[3] or ""}' if name in _NEW_NAMES else argument)
+    return current, notes
+
+
+def _note_of_old_name(name: str) -> str:
+    if name in _NEW_NAMES:
+        return f'{name} is called {_NEW_NAMES[name]} now'
+    return f'{name} is gone and counts no more: {_REMOVED[name]}' if name in _REMOVED else ''

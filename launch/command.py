@@ -86,7 +86,7 @@ def read_config(arguments: list[str]) -> ConfigDict | None:
         return None
     if not os.path.isfile(path):
         raise entry.UserError(entry.MISSING_INPUT, f'--config={path}: no such file (seen from {os.getcwd()})')
-    argv, values = ['', *entry.last_of_each_field(arguments)], flags.FlagValues()
+    argv, values = ['', *entry.config_arguments(arguments)], flags.FlagValues()
     config = config_flags.DEFINE_config_file('config', None, flag_values=values, sys_argv=argv)
     try:
         values(argv, known_only=True)

@@ -62,6 +62,8 @@ def run(main: Callable[..., int | None], *, forwards: bool = False) -> NoReturn:
     argv, rest = sys.argv, []
     if forwards and '--' in argv:
         argv, rest = argv[: argv.index('--')], argv[argv.index('--') + 1 :]
+    else:
+        sys.argv = argv = config_arguments(argv)  # ml_collections looks for fields in sys.argv too
     call = functools.partial(main, rest) if forwards else main
     parser = functools.partial(_parse_flags, forwards=forwards and not rest)
     app.run(lambda _: _exit(_status_of(call)), argv=argv, flags_parser=parser)
@@ -78,7 +80,6 @@ def _exit(status: int) -> NoReturn:
 
 
 def _parse_flags(argv: list[str], *, forwards: bool) -> list[str]:
-    argv = last_of_each_field(argv)
     for argument, following in zip(argv[1:], [*argv[2:], ''], strict=False):
         flag, joined, path = argument.partition('=')
         path = path if joined else following
@@ -124,8 +125,18 @@ def config_mistake(error: Exception) -> str:
     return ' '.join(reason.split())
 
 
-def last_of_each_field(arguments: list[str]) -> list[str]:
-    """Of a config field that is given several times, the last value alone: ml_collections would join tuples."""
+def config_arguments(arguments: list[str]) -> list[str]:
+    """Prepares a command line for ml_collections.
+
+    Fields under names of older versions get those of today, with a line on stderr for each. Of a field that is given
+    several times the last value alone stays: ml_collections would join tuples.
+    """
+    if any(argument.startswith(('--config.', '-config.')) for argument in arguments):
+        from configs import validation  # imports ml_collections, which programs without a config do not need
+
+        arguments, notes = validation.bring_arguments_up_to_date(arguments)
+        for note in notes:
+            print(note, file=sys.stderr, flush=True)
     last = {argument.partition('=')[0]: place for place, argument in enumerate(arguments)}
     return [
         argument

@@ -72,7 +72,7 @@ def test_microbatches_equal_the_whole_batch(tmp_path, data_dir):
     values = {}
     for parts, devices in ((1, 1), (4, 1), (2, 2)):
         workdir = tmp_path / f'{parts}-{devices}'
-        fields = {'loss.hard_pixels': 0.5, 'loss.dice': 0.5, 'loss.class_weights': tuple(range(1, 20))}
+        fields = {'loss.ohem': 0.5, 'loss.dice': 0.5, 'loss.class_weights': tuple(range(1, 20))}
         command = tiny.train_command(
             workdir,
             data_dir,

@@ -36,7 +36,7 @@ def formula(name, logits, target):
             denominator += len(losses)
         elif pixels:
             denominator += 1
-            if name == 'hard_pixels':
+            if name == 'ohem':
                 hard = [value for value in losses if np.exp(-value) <= 0.3]
                 least = int(np.ceil(0.4 * len(losses)))
                 if len(hard) < least:
@@ -59,8 +59,8 @@ def make(name):
         class_weights=CLASS_WEIGHTS,
         label_smoothing=0.1,
         focal_gamma=1.5,
-        hard_threshold=0.3,
-        hard_least=0.4,
+        ohem_threshold=0.3,
+        ohem_min_fraction=0.4,
     )
     return numerator, denominator
 

@@ -6,7 +6,7 @@ scales = options.parse_scales(['0.5', '1'])                            # (0.5, 1
 
 import re
 
-from configs.validation import output_size
+from configs.validation import input_size_problem
 from launch import entry
 
 
@@ -16,14 +16,8 @@ def parse_window(text: str, depth: int, padding: str) -> tuple[int, int]:
     if not match:
         raise entry.UserError(entry.BAD_USAGE, f'--window={text}: must be height x width in pixels, e.g. 512x1024')
     window = int(match[1]), int(match[2])
-    for side in window:
-        if not output_size(side, depth, padding):
-            usable = [size for size in range(1, side + 200) if output_size(size, depth, padding)]
-            nearest = sorted(usable, key=lambda size: abs(size - side))[:2]
-            remedy = f'the nearest it takes are {sorted(nearest)}' if nearest else 'make it larger'
-            raise entry.UserError(
-                entry.BAD_USAGE, f'--window={text}: a network of depth {depth} takes no {side} pixels; {remedy}'
-            )
+    if problem := input_size_problem(window, depth, padding):
+        raise entry.UserError(entry.BAD_USAGE, f'--window={text}: {problem}')
     return window
 
 

@@ -57,8 +57,8 @@ def losses(config: ConfigDict, table: labels.Table, class_pixels: np.ndarray | N
         class_weights=tuple(weights),
         label_smoothing=config.loss.label_smoothing,
         focal_gamma=config.loss.focal_gamma,
-        hard_threshold=config.loss.hard_threshold,
-        hard_least=config.loss.hard_least,
+        ohem_threshold=config.loss.ohem_threshold,
+        ohem_min_fraction=config.loss.ohem_min_fraction,
     )
 
 

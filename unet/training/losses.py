@@ -7,10 +7,10 @@ global batch, however it is shared out.
     loss             numerator, summed over                          denominator
     cross_entropy    pixels: weight of the class x cross entropy     sum of those weights over valid pixels
     focal            pixels: (1 - p)^gamma x cross entropy           valid pixels
-    hard_pixels      images: mean cross entropy of its hard pixels   images with a valid pixel
+    ohem             images: mean cross entropy of its hard pixels   images with a valid pixel
     dice             images: 1 - mean Dice of the classes in it      images with a valid pixel
 
-Sources: focal loss, https://arxiv.org/abs/1708.02002; hard pixels (online hard example mining, bootstrapped cross
+Sources: focal loss, https://arxiv.org/abs/1708.02002; OHEM (online hard example mining, bootstrapped cross
 entropy), https://arxiv.org/abs/1605.06885; Dice, https://arxiv.org/abs/1606.04797; label smoothing,
 https://arxiv.org/abs/1512.00567.
 """
@@ -28,7 +28,7 @@ Denominator = Callable[[tf.Tensor, tf.DType], tf.Tensor]
 
 _LEAST_DOUBT = 1e-12  # 1 - p, in the focal loss
 
-NAMES = ('cross_entropy', 'focal', 'hard_pixels', 'dice')
+NAMES = ('cross_entropy', 'focal', 'ohem', 'dice')
 
 
 def make_losses(
@@ -37,8 +37,8 @@ def make_losses(
     class_weights: tuple[float, ...] = (),
     label_smoothing: float = 0.0,
     focal_gamma: float = 2.0,
-    hard_threshold: float = 0.7,
-    hard_least: float = 0.1,
+    ohem_threshold: float = 0.7,
+    ohem_min_fraction: float = 0.1,
 ) -> list[tuple[float, Numerator, Denominator]]:
     """The losses of weight above zero, as (weight, numerator, denominator).
 
@@ -47,8 +47,8 @@ def make_losses(
       class_weights: one per class, of its pixels in the cross entropy; empty for all 1.
       label_smoothing: share of the target's probability that is spread over all classes, in the cross entropy.
       focal_gamma: exponent of the focal loss.
-      hard_threshold: a pixel is hard if its true class is given less probability than this ...
-      hard_least: ... and at least this share of each image's valid pixels, the worst ones, counts as hard.
+      ohem_threshold: a pixel is hard if its true class is given less probability than this ...
+      ohem_min_fraction: ... and at least this share of each image's valid pixels, the worst ones, counts as hard.
     """
 
     def class_weight(target: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
@@ -63,15 +63,15 @@ def make_losses(
         doubt = tf.maximum(-tf.math.expm1(-losses), tf.cast(_LEAST_DOUBT, losses.dtype))
         return tf.reduce_sum(doubt**focal_gamma * losses)
 
-    def hard_pixels(logits, target):
-        return _hard_pixels(pixel_losses(logits, target), target != IGNORED, hard_threshold, hard_least)
+    def ohem(logits, target):
+        return _ohem(pixel_losses(logits, target), target != IGNORED, ohem_threshold, ohem_min_fraction)
 
     pixels = lambda target, dtype: tf.reduce_sum(tf.cast(target != IGNORED, dtype))  # noqa: E731
     images = lambda target, dtype: tf.reduce_sum(tf.cast(_valid_images(target), dtype))  # noqa: E731
     known = {
         'cross_entropy': (cross_entropy, lambda target, dtype: tf.reduce_sum(class_weight(target, dtype))),
         'focal': (focal, pixels),
-        'hard_pixels': (hard_pixels, images),
+        'ohem': (ohem, images),
         'dice': (_dice, images),
     }
     return [(weights[name], *known[name]) for name in NAMES if weights[name] > 0]
@@ -102,14 +102,14 @@ def _valid_images(target: tf.Tensor) -> tf.Tensor:
     return tf.reduce_any(target != IGNORED, [1, 2])
 
 
-def _hard_pixels(losses: tf.Tensor, valid: tf.Tensor, threshold: float, least: float) -> tf.Tensor:
+def _ohem(losses: tf.Tensor, valid: tf.Tensor, threshold: float, min_fraction: float) -> tf.Tensor:
     """Sum over images of the mean loss of their hard pixels."""
     batch = tf.shape(losses)[0]
     losses, valid = tf.reshape(losses, [batch, -1]), tf.reshape(valid, [batch, -1])
     count = tf.reduce_sum(tf.cast(valid, tf.int32), 1)
     worst_first = tf.sort(losses, 1, 'DESCENDING')
-    kept = tf.cast(tf.math.ceil(least * tf.cast(count, losses.dtype)), tf.int32)
-    bound = tf.gather(worst_first, tf.maximum(kept - 1, 0), axis=1, batch_dims=1)[:, None]
+    least = tf.cast(tf.math.ceil(min_fraction * tf.cast(count, losses.dtype)), tf.int32)
+    bound = tf.gather(worst_first, tf.maximum(least - 1, 0), axis=1, batch_dims=1)[:, None]
     hard = valid & (losses >= tf.stop_gradient(tf.minimum(bound, -tf.math.log(tf.cast(threshold, losses.dtype)))))
     hard = tf.cast(hard, losses.dtype)
     return tf.reduce_sum(tf.reduce_sum(hard * losses, 1) / tf.maximum(tf.reduce_sum(hard, 1), 1))

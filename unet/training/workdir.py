@@ -11,10 +11,11 @@ import json
 import math
 import os
 import pathlib
+import sys
 
 from ml_collections import ConfigDict
 
-from configs.validation import flatten
+from configs import default, validation
 from launch import entry, files
 from unet.training import checkpoint
 
@@ -56,7 +57,7 @@ def compare_config(workdir: str, config: ConfigDict, *, accept_change: bool = Fa
     if not (folder / CONFIG).exists():
         print(f'{folder / CONFIG} is gone: this config is taken for the one that the run was started with', flush=True)
         return
-    before, now = flatten(read_config(workdir)), flatten(config)
+    before, now = validation.flatten(read_config(workdir)), validation.flatten(config)
     changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     diff = [f'  config.{name}: {before.get(name)!r} -> {now.get(name)!r}' for name in changed]
     meaning = [name for name in changed if not changes_nothing_learnt(name)]
@@ -76,19 +77,27 @@ def write_config(workdir: str, config: ConfigDict) -> None:
 
 
 def read_config(workdir: str) -> ConfigDict:
-    """The config of a run. Raises UserError MISSING_INPUT if the folder holds none, BAD_DATA if it is damaged."""
+    """Reads the config of a run; one that an older version wrote is brought up to date, with a line on stderr.
+
+    Raises:
+      UserError: MISSING_INPUT if the folder holds none, BAD_DATA if it is damaged.
+    """
     path = pathlib.Path(workdir) / CONFIG
     if not path.exists():
         raise entry.UserError(
             entry.MISSING_INPUT, f'{workdir}: no run here (it has no {CONFIG}). Pass the --workdir of unet.main.'
         )
     try:
-        return ConfigDict(json.loads(path.read_text()))
+        written = ConfigDict(json.loads(path.read_text()))
     except ValueError as error:
         raise entry.UserError(
             entry.BAD_DATA,
             f'{path}: not JSON ({error}). Remove it and run unet.main with the same config again: it writes it anew.',
         ) from error
+    values, notes = validation.bring_up_to_date(validation.flatten(written), default.FIELDS)
+    for note in notes:
+        print(f'{path}: {note}', file=sys.stderr, flush=True)
+    return validation.nested(values)
 
 
 def last_scores(workdir: str) -> dict[str, float]:

@@ -1,0 +1,22 @@
+import subprocess
+import sys
+
+from launch import command, entry
+from tests import tiny
+
+CONFIG = '--config=configs/default.py'
+
+
+def test_old_names_of_fields_are_understood(capfd):
+    config = command.read_config([CONFIG, '--config.loss.hard_pixels=0.5', '--config.loss.hard_least', '0.25'])
+    assert (config.loss.ohem, config.loss.ohem_min_fraction) == (0.5, 0.25)
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 2 and all('is called loss.ohem' in line for line in lines)
+
+
+def test_programs_understand_old_names_of_fields():
+    flags = [CONFIG, '--config.loss.hard_pixels=-1', '--config.data.servers=a:1']
+    done = subprocess.run([sys.executable, '-m', 'unet.main', *flags], cwd=tiny.ROOT, capture_output=True, text=True)
+    assert done.returncode == entry.BAD_CONFIG
+    renamed, removed, problem = done.stderr.splitlines()
+    assert 'loss.ohem now' in renamed and 'data.servers is gone' in removed and 'config.loss.ohem=-1' in problem
