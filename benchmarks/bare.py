@@ -20,7 +20,7 @@ from unet.training import build as training_build
 
 def step_and_batch(config: ConfigDict) -> tuple[Callable, dict[str, tf.Tensor]]:
     """The step of one device on a new network, compiled if the config says so, and a batch of noise."""
-    network = model_build.model(config, labels.CITYSCAPES, replicas=1)
+    network = model_build.build_model(config, labels.CITYSCAPES, replicas=1)
     state = training_build.train_state(config, network)
     step = tf.function(training_build.replica_step(config, network, state, labels.CITYSCAPES, 1, None))
     batch = data_build.noise_batch(config, config.global_batch)
@@ -31,7 +31,7 @@ def training_steps(config: ConfigDict, strategy: tf.distribute.Strategy, steps: 
     """A function that takes so many of unet.main's steps on a new network, one per call of them, and returns when they
     are done."""
     with strategy.scope():
-        network = model_build.model(config, labels.CITYSCAPES, replicas=1)
+        network = model_build.build_model(config, labels.CITYSCAPES, replicas=1)
         state = training_build.train_state(config, network)
     train_steps = training_build.train_steps(config, network, state, labels.CITYSCAPES, strategy, None)
     batches = data_build.iterate(throughput.same_batch_again(config, strategy))

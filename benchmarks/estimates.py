@@ -82,7 +82,7 @@ def bytes_of_step(config: ConfigDict, dumps: pathlib.Path) -> tuple[int, int]:
     for path in dumps.iterdir():
         path.unlink()
     classes = len(model_build.id_of_class(config.labels, labels.CITYSCAPES))
-    return step_cost.step_bytes(step_cost.cost(config, classes), config.global_batch), max(found.values())
+    return step_cost.step_bytes(model_build.estimate_cost(config, classes), config.global_batch), max(found.values())
 
 
 def _total(path: pathlib.Path) -> int:

@@ -29,7 +29,7 @@ def main() -> None:
     before = throughput.peak_memory()
     step, batch = bare.step_and_batch(config)
     step(batch, tf.constant(0.0)).numpy()
-    cost = step_cost.cost(config, len(model_build.id_of_class(config.labels, labels.CITYSCAPES)))
+    cost = model_build.estimate_cost(config, len(model_build.id_of_class(config.labels, labels.CITYSCAPES)))
     figures = {
         'config': config_flag.arguments(sys.argv[1:]),
         'peak_bytes': throughput.peak_memory(),

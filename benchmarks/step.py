@@ -102,7 +102,7 @@ def _call_of(side: str, config, device: str):
     steps, compiled = _STEPS.value, config.runtime.jit_compile == 'on'
     if side == 'fit':
         batch = data_build.noise_batch(config, config.global_batch)
-        network = model_build.model(config, labels.CITYSCAPES, replicas=1)
+        network = model_build.build_model(config, labels.CITYSCAPES, replicas=1)
         network.compile(
             keras.optimizers.Adam(config.optimizer.learning_rate),
             keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=labels.IGNORED),

@@ -86,7 +86,7 @@ def main() -> int:
         class_pixels = records.class_pixels(_DATA_DIR.value, config.data.train_splits)
         attempt('losses', 'fit the classes', lambda: training_build.losses(config, table, class_pixels))
         if config.init_from:
-            network = model_build.model(config, table, replicas=1)
+            network = model_build.build_model(config, table, replicas=1)
             attempt('init_from', 'fits', lambda: restore.init_from(config.init_from, network))
         tell(checks.expected_time(config, table, strategy, 1e9 * _BANDWIDTH.value, _LATENCY.value / 1000))
         if _SELFCHECK.value:

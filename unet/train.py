@@ -93,7 +93,7 @@ def train_and_evaluate(
             workdir.compare_config(run, config, accept_change=accept_config_change)
         group.all_gather(None)  # the workdir is ours
         with strategy.scope():
-            network = model_build.model(config, table, replicas=replicas)
+            network = model_build.build_model(config, table, replicas=replicas)
             state = training_build.train_state(config, network)
         weights = [variable.value for variable in network.trainable_variables]
         contents = tf.train.Checkpoint(model=network, state=state)

@@ -61,7 +61,7 @@ def workdirs(tmp_path_factory, data):
         run = tmp_path_factory.mktemp(learnt)
         workdir.write_config(run, config)
         files.write_atomically(run / labels.FILE, labels.to_json(labels.CITYSCAPES))
-        network = model_build.model(config, labels.CITYSCAPES, replicas=1)
+        network = model_build.build_model(config, labels.CITYSCAPES, replicas=1)
         head = network.layers[-1]
         features = keras.Model(network.input, head.input)(preprocess.normalize(examples['image'])).numpy()
         features = np.append(features, np.ones_like(features[..., :1]), -1).reshape(-1, features.shape[-1] + 1)

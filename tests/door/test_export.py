@@ -180,7 +180,7 @@ def test_every_kind_of_network_is_exported_as_it_is(fields, tmp_path):
 
     config = default.get_config()
     config.update_from_flattened_dict({'model.width': 4, 'model.depth': 3, 'data.crop': (32, 32)} | fields)
-    network = model_build.model(config, labels.CITYSCAPES, replicas=1)
+    network = model_build.build_model(config, labels.CITYSCAPES, replicas=1)
     rng = np.random.default_rng(0)
     for variable in network.variables:
         if 'variance' not in variable.path:

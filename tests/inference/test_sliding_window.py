@@ -107,7 +107,7 @@ def test_an_unpadded_network_may_be_given_larger_tiles():
     config = default.get_config()
     config.model.padding, config.model.norm, config.model.depth, config.model.width = 'valid', 'none', 3, 2
     config.data.crop = (60, 60)
-    network = model_build.model(config, labels.CITYSCAPES, replicas=1)
+    network = model_build.build_model(config, labels.CITYSCAPES, replicas=1)
     image = image_of((90, 130))
     usual = inference_build.predictor(config, network, labels.CITYSCAPES)(image)
     larger = inference_build.predictor(config, network, labels.CITYSCAPES, tile=(100, 76))(image)

@@ -4,6 +4,7 @@ import pytest
 import tensorflow as tf
 
 from configs import default, validation
+from unet.models import build as model_build
 from unet.models import layers, step_cost, unet
 
 
@@ -54,11 +55,10 @@ def test_variables_and_logits_keep_at_least_float32(precision):
 
 def test_weights_are_a_function_of_the_seed():
     from data_prep import labels
-    from unet.models import build as model_build
 
     config = default.get_config()
     config.model.width, config.model.depth = 2, 3
-    weights = [model_build.model(config, labels.CITYSCAPES, replicas=1).get_weights() for _ in range(2)]
+    weights = [model_build.build_model(config, labels.CITYSCAPES, replicas=1).get_weights() for _ in range(2)]
     assert all(np.array_equal(a, b) for a, b in zip(*weights, strict=True))
 
 
@@ -101,11 +101,11 @@ def test_the_estimate_counts_every_parameter_and_sum(options):
     config.loss.auxiliary = 0.4 if options.get('auxiliary') else 0.0
     network = unet.unet(19, width=8, depth=3, **options)
     expected = sum(int(np.prod(variable.shape)) for variable in network.trainable_variables)
-    cost = step_cost.cost(config, num_classes=19)
+    cost = model_build.estimate_cost(config, num_classes=19)
     assert cost.parameters == expected
     assert cost.norm_sums == len(network.non_trainable_variables)  # a mean and a variance; a sum forward, one backward
     config.runtime.recompute = True
-    less = step_cost.cost(config, num_classes=19)
+    less = model_build.estimate_cost(config, num_classes=19)
     assert less.activation_bytes < 0.75 * cost.activation_bytes and less.parameters == cost.parameters
     normalised = cost.norm_sums // 2
     kept = (1 + bool(options.get('auxiliary'))) * bool(normalised)  # the last, and the auxiliary head's

@@ -73,7 +73,7 @@ def before_training(
     yield _workers(split, cluster.place(strategy)[1])
     yield _crop(config, split)
     yield batch(config, replicas)
-    cost = step_cost.cost(config, len(model_build.id_of_class(config.labels, table)))
+    cost = model_build.estimate_cost(config, len(model_build.id_of_class(config.labels, table)))
     yield _memory(config, cost, replicas)
     yield _space(config, run, cost)
 
@@ -190,7 +190,7 @@ def expected_time(
     which each can send so much and a message takes so many seconds besides."""
     classes = len(model_build.id_of_class(config.labels, table))
     alone = device_speed.step_seconds(config, classes, strategy)
-    cost = step_cost.cost(config, classes)
+    cost = model_build.estimate_cost(config, classes)
     share = config.global_batch // strategy.num_replicas_in_sync
     fitting = step_cost.microbatches(cost, share, device_memory.device_bytes(config.runtime.virtual_devices))
     parts = config.runtime.microbatches or next(fitting, share)

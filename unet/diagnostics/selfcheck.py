@@ -88,7 +88,7 @@ class _Training:
         self._config, self._strategy = config, strategy
         self.replicas = strategy.num_replicas_in_sync
         with strategy.scope():
-            network = model_build.model(config, table, replicas=self.replicas)
+            network = model_build.build_model(config, table, replicas=self.replicas)
             self.state = training_build.train_state(config, network)
         self.contents = tf.train.Checkpoint(model=network, state=self.state)
         replica_step = training_build.replica_step(config, network, self.state, table, self.replicas, None)

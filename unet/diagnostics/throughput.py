@@ -108,7 +108,7 @@ def _conditions(
     devices = strategy.num_replicas_in_sync
     images = config.global_batch // devices // config.runtime.microbatches
     classes = len(model_build.id_of_class(config.labels, table))
-    cost = step_cost.cost(config, classes)
+    cost = model_build.estimate_cost(config, classes)
     gpus = len(device_memory.local_gpus())
     return {
         'device': 'GPU' if gpus else 'CPU',
@@ -177,7 +177,7 @@ def _calls(
         return
     split = records.read_split(data_dir, config.data.eval_split)
     with strategy.scope():
-        network = model_build.model(config, table, replicas=1)
+        network = model_build.build_model(config, table, replicas=1)
     predict = inference_build.predictor(config, network, table)
     compiled = inference_build.jit_predictions(config, replicas)
     if 'predict' in parts:
@@ -203,7 +203,7 @@ def _training(
 ) -> Callable:
     """The compiled steps of a network of its own, which normalises as on so many replicas."""
     with strategy.scope():
-        network = model_build.model(config, table, replicas=replicas)
+        network = model_build.build_model(config, table, replicas=replicas)
         state = training_build.train_state(config, network)
     return training_build.train_steps(config, network, state, table, strategy, class_pixels)
 

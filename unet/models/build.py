@@ -7,10 +7,10 @@ from ml_collections import ConfigDict
 
 from data_prep import labels
 from launch import entry
-from unet.models import unet
+from unet.models import step_cost, unet
 
 
-def model(config: ConfigDict, table: labels.Table, *, replicas: int) -> keras.Model:
+def build_model(config: ConfigDict, table: labels.Table, *, replicas: int) -> keras.Model:
     """The network; its weights are a function of the config's seed."""
     keras.utils.set_random_seed(config.seed)
     return unet.unet(
@@ -39,10 +39,15 @@ def in_precision(
     own = ConfigDict(config.to_dict())
     own.precision = precision
     own.runtime.jit_compile = 'off'
-    other = model(own, table, replicas=1)
+    other = build_model(own, table, replicas=1)
     for variable, source in zip(other.variables, net.variables, strict=True):
         variable.assign(source.value)
     return own, other
+
+
+def estimate_cost(config: ConfigDict, num_classes: int) -> step_cost.Cost:
+    """Estimates what a training step of the config's model with so many classes costs."""
+    return step_cost.cost(config, num_classes)
 
 
 def id_of_class(learnt: str, table: labels.Table) -> np.ndarray:

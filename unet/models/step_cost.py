@@ -1,6 +1,6 @@
 """What a training step will cost, from the config alone: parameters, arithmetic, memory, traffic.
 
-    cost = step_cost.cost(config, num_classes=19)
+    cost = model_build.estimate_cost(config, num_classes=19)
     step_cost.step_bytes(cost, images=4)                # memory of a device that computes 4 images at a time
     step_cost.largest_microbatch(cost, memory=16 * 2**30)
 

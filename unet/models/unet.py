@@ -169,7 +169,7 @@ def unet(
             encoded.append(x)
         x = part(down_level, [x], level)
     if dropout:
-        inputs.append(keras.Input((1, 1, bottom_channels(width, depth)), name='kept_channels', dtype=head))
+        inputs.append(keras.Input((1, 1, bottom_channels(width, depth)), name='dropout_mask', dtype=head))
         x = layers.Multiply(dtype=policy, name='dropout')([x, inputs[1]])
     decoded = {}
     for level in reversed(range(depth - 1)):

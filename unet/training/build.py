@@ -125,7 +125,7 @@ def fitting_microbatches(
         tried.runtime.jit_compile = 'on' if compiled else 'off'
         noise = data_build.noise_batch(tried, tried.global_batch // replicas)
         batch = {name: tf.constant(values) for name, values in noise.items()}
-        net = model_build.model(
+        net = model_build.build_model(
             tried, table, replicas=replicas
         )  # with the normalisation of so many, which takes more memory
         state = train_state(tried, net)

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from tensorflow.python.client import device_lib  # the memory of a GPU has no public name in TensorFlow 2.21
 
 from launch import entry
+from unet.models import build as model_build
 from unet.models import step_cost
 
 _USABLE = 0.9  # of a device's memory; the rest is for what the estimate does not know
@@ -74,7 +75,7 @@ def find_microbatches(
     """
     share = config.global_batch // replicas
     memory = int(_USABLE * device_bytes(config.runtime.virtual_devices))
-    for parts in step_cost.microbatches(step_cost.cost(config, num_classes), share, memory):
+    for parts in step_cost.microbatches(model_build.estimate_cost(config, num_classes), share, memory):
         tried = config.copy_and_resolve_references()
         tried.runtime.microbatches = parts
         forget_gpu_peak()

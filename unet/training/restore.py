@@ -27,7 +27,7 @@ def trained(run: str, which: str) -> tuple[ConfigDict, labels.Table, keras.Model
     """
     config = workdir.read_config(run)
     table = labels.read(os.path.join(run, labels.FILE))
-    net = model_build.model(config, table, replicas=1)  # statistics are only synchronised in training
+    net = model_build.build_model(config, table, replicas=1)  # statistics are only synchronised in training
     weights = [variable.value for variable in net.trainable_variables]
     state = tf.Module()
     state.ema = [tf.Variable(weight) for weight in weights] if config.optimizer.ema else []
