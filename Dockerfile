@@ -10,7 +10,7 @@ ARG BASE=python:3.11-slim
 FROM ${BASE} AS dependencies
 ARG EXTRAS=cuda
 WORKDIR /app
-COPY setup.py constraints.txt README.md ./
+COPY pyproject.toml setup.py constraints.txt README.md ./
 RUN python3 -m venv /opt/venv \
     && mkdir configs data_prep launch unet && touch configs/__init__.py data_prep/__init__.py launch/__init__.py unet/__init__.py \
     && /opt/venv/bin/pip install --no-cache-dir --disable-pip-version-check -c constraints.txt ".[${EXTRAS}]" \

@@ -19,7 +19,7 @@ $(VENV)/made:
 	@touch $@
 
 # One stamp per set of dependencies: nothing is installed twice.
-$(VENV)/installed-%: $(VENV)/made setup.py constraints.txt
+$(VENV)/installed-%: $(VENV)/made pyproject.toml setup.py constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$*]'
 	@touch $@
 
