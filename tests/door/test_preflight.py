@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from configs import default
+from data_prep import labels
 from launch import entry
 from tests import tiny
 
@@ -79,26 +80,29 @@ def test_what_cannot_work_is_told_with_its_remedy(tmp_path, data_dir):
 def test_a_batch_too_large_for_the_memory_is_found_in_parts(data_dir):
     import tensorflow as tf
 
+    from unet.models import build as model_build
+    from unet.training import build as training_build
     from unet.training import device_memory
 
     config = default.get_config()
-    config.global_batch = 24
+    config.data.crop, config.model.width = (64, 64), 4
     tried = []
 
-    def try_step(tried_config):
-        images = 12 // tried_config.runtime.microbatches
+    def try_step(microbatches):
+        images = 12 // microbatches
         tried.append(images)
         if images > 3:
             raise tf.errors.ResourceExhaustedError(None, None, 'out of memory')
 
-    config.data.crop, config.model.width = (64, 64), 4
-    assert device_memory.find_microbatches(config, 19, replicas=2, try_step=try_step) == 4
+    cost, memory = model_build.estimate_cost(config, 19), device_memory.usable_bytes()
+    assert device_memory.find_microbatches(cost, 12, memory, try_step) == 4
     assert tried == [12, 6, 4, 3]
     tried.clear()
     config.data.crop, config.model.width = (16_384, 16_384), 512  # the estimate spares the attempts
-    with pytest.raises(entry.UserError, match='not even one image of 16384x16384'):
-        device_memory.find_microbatches(config, 19, replicas=2, try_step=try_step)
+    assert device_memory.find_microbatches(model_build.estimate_cost(config, 19), 12, memory, try_step) is None
     assert not tried
+    with pytest.raises(entry.UserError, match='not even one image of 16384x16384'):
+        training_build.with_fitting_microbatches(config, labels.CITYSCAPES, None, replicas=2)
 
 
 def test_the_number_of_parts_is_found_written_and_kept(tmp_path, data_dir):
@@ -110,5 +114,5 @@ def test_the_number_of_parts_is_found_written_and_kept(tmp_path, data_dir):
     (tmp_path / 'config.json').write_text(json.dumps(recorded))
     done = tiny.run(tiny.train_command(tmp_path, data_dir, num_steps=6, runtime__microbatches=0))
     assert done.returncode == 0, done.stderr
-    assert 'in 2 parts; batch statistics over 2 images' in done.stdout
+    assert 'in 2 microbatches; batch statistics over 2 images' in done.stdout
     assert json.loads((tmp_path / 'config.json').read_text())['runtime']['microbatches'] == 2

@@ -4,6 +4,8 @@ import tensorflow as tf
 
 from unet.training import optimizer
 
+RULES = {'momentum': 0.9, 'beta1': 0.9, 'beta2': 0.999, 'epsilon': 1e-7}
+
 
 def formula(name, w, gradients, rate=0.01, decay=0.1, momentum=0.9, b1=0.9, b2=0.999, eps=1e-7):
     """The papers' update rules, written for one NumPy array."""
@@ -28,8 +30,8 @@ def test_five_updates_follow_the_formula(name):
     slots = optimizer.make_slots(name, [weight])
     for count, gradient in enumerate(gradients, 1):
         (new,), new_slots = optimizer.update(
-            name, [weight], [tf.constant(gradient)], slots, count=tf.constant(float(count), tf.float64),
-            learning_rate=tf.constant(0.01, tf.float64), weight_decay=0.1, momentum=0.9,
+            [weight], [tf.constant(gradient)], slots, name=name, count=tf.constant(float(count), tf.float64),
+            learning_rate=tf.constant(0.01, tf.float64), weight_decay=0.1, **RULES,
         )  # fmt: skip
         weight.assign(new)
         for slot, (value,) in zip(slots, new_slots, strict=True):
@@ -43,8 +45,8 @@ def test_weight_decay_spares_biases_and_normalisation():
         gradients = [tf.zeros([2, 2]), tf.zeros([2])]
         slots = optimizer.make_slots(name, [kernel, bias])
         (new_kernel, new_bias), _ = optimizer.update(
-            name, [kernel, bias], gradients, slots, count=tf.constant(1.0), learning_rate=tf.constant(0.1),
-            weight_decay=0.1, momentum=0.9,
+            [kernel, bias], gradients, slots, name=name, count=tf.constant(1.0), learning_rate=tf.constant(0.1),
+            weight_decay=0.1, **RULES,
         )  # fmt: skip
         assert (new_kernel.numpy() < 1).all() and (new_bias.numpy() == 1).all()
 

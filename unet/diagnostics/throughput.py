@@ -78,7 +78,7 @@ def measure(
         table, replicas = records.read_label_table(data_dir), strategy.num_replicas_in_sync
         checks.refuse([checks.batch(config, replicas)])
         if runtime.microbatches == 0:
-            runtime.microbatches = training_build.fitting_microbatches(config, table, group, replicas)
+            config = training_build.with_fitting_microbatches(config, table, group, replicas)
         note('conditions', _conditions(config, table, strategy, group))
         for name, images, steps, call in _calls(config, data_dir, table, strategy, workers, parts):
 

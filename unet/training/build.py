@@ -1,7 +1,8 @@
 """Config -> losses, state and steps of training."""
 
+import functools
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import keras
 import numpy as np
@@ -13,18 +14,18 @@ from launch import entry
 from unet.data import build as data_build
 from unet.distributed import process_group
 from unet.models import build as model_build
-from unet.training import device_memory, step
+from unet.training import device_memory, optimizer, step
 from unet.training import losses as training_losses
 
 
-def train_state(config: ConfigDict, net: keras.Model) -> step.TrainState:
-    """What a run remembers besides the network, before its first step."""
-    weights = [variable.value for variable in net.trainable_variables]
+def train_state(config: ConfigDict, model: keras.Model) -> step.TrainState:
+    """Makes what a run remembers besides the model, as it is before the first step."""
+    weights = [variable.value for variable in model.trainable_variables]
     return step.TrainState(config.optimizer.name, weights, ema=config.optimizer.ema > 0)
 
 
-def losses(config: ConfigDict, table: labels.Table, class_pixels: np.ndarray | None) -> list:
-    """What is minimised, see `loss.make_losses`.
+def losses(config: ConfigDict, table: labels.Table, class_pixels: np.ndarray | None) -> list[step.Loss]:
+    """Makes the losses whose sum is minimised, see `losses.make_losses`.
 
     Args:
       config: the config.
@@ -64,29 +65,39 @@ def losses(config: ConfigDict, table: labels.Table, class_pixels: np.ndarray | N
 
 def replica_step(
     config: ConfigDict,
-    net: keras.Model,
+    model: keras.Model,
     state: step.TrainState,
     table: labels.Table,
     replicas: int,
     class_pixels: np.ndarray | None,
-) -> Callable:
-    """What each of `replicas` replicas runs, see `step.make_replica_step`."""
+) -> Callable[[dict[str, tf.Tensor], tf.Tensor], tf.Tensor]:
+    """Makes the step that each of `replicas` replicas takes, see `step.make_replica_step`."""
+    optimized = config.optimizer
     return step.make_replica_step(
-        net,
+        model,
         state,
         losses=losses(config, table, class_pixels),
         auxiliary=config.loss.auxiliary,
         class_of_id=tf.constant(model_build.class_of_id(config.labels, table)),
-        precision=config.precision,
-        num_steps=config.num_steps,
-        optimizer_name=config.optimizer.name,
-        learning_rate=peak_learning_rate(config),
-        schedule=config.optimizer.schedule,
-        warmup_steps=config.optimizer.warmup_steps,
-        momentum=config.optimizer.momentum,
-        weight_decay=config.optimizer.weight_decay,
-        clip_norm=config.optimizer.clip_norm,
-        ema=config.optimizer.ema,
+        learning_rate=functools.partial(
+            optimizer.learning_rate,
+            peak=peak_learning_rate(config),
+            schedule=optimized.schedule,
+            warmup_steps=optimized.warmup_steps,
+            num_steps=config.num_steps,
+        ),
+        update=functools.partial(
+            optimizer.update,
+            name=optimized.name,
+            weight_decay=optimized.weight_decay,
+            momentum=optimized.momentum,
+            beta1=optimized.beta1,
+            beta2=optimized.beta2,
+            epsilon=optimized.epsilon,
+        ),
+        clip_norm=optimized.clip_norm,
+        ema=optimized.ema,
+        loss_scaling=config.precision == 'float16',
         microbatches=config.runtime.microbatches,
         replicas=replicas,
         jit_compile=model_build.jit_compile(config, replicas),
@@ -95,54 +106,85 @@ def replica_step(
 
 def train_steps(
     config: ConfigDict,
-    net: keras.Model,
+    model: keras.Model,
     state: step.TrainState,
     table: labels.Table,
     strategy: tf.distribute.Strategy,
     class_pixels: np.ndarray | None,
-) -> Callable:
-    """Trains for several steps in one call, see `step.make_train_steps`."""
+) -> Callable[[Iterator, tf.Tensor, tf.Tensor], tf.Tensor]:
+    """Makes the function that takes several steps in one call, see `step.make_train_steps`."""
     replicas = strategy.num_replicas_in_sync
     return step.make_train_steps(
         strategy,
-        replica_step(config, net, state, table, replicas, class_pixels),
+        replica_step(config, model, state, table, replicas, class_pixels),
         deterministic=config.runtime.deterministic,
     )
 
 
-def fitting_microbatches(
+def with_fitting_microbatches(
     config: ConfigDict, table: labels.Table, group: process_group.ProcessGroup, replicas: int
-) -> int:
-    """The smallest number of parts of a replica's share of the batch that fits all ranks' devices, by trying a step.
+) -> ConfigDict:
+    """Returns the config with the smallest number of microbatches that fits all ranks' devices, found by trying a step.
 
     Raises:
-      UserError: BAD_CONFIG if none does.
+      UserError: BAD_CONFIG if not even one image at a time fits.
     """
+    share = config.global_batch // replicas
     compiled = model_build.jit_compile(config, replicas)
     class_pixels = np.ones(256) if config.loss.balanced else None
 
-    def try_step(tried: ConfigDict) -> None:
-        tried.runtime.jit_compile = 'on' if compiled else 'off'
-        noise = data_build.noise_batch(tried, tried.global_batch // replicas)
-        batch = {name: tf.constant(values) for name, values in noise.items()}
-        net = model_build.build_model(
-            tried, table, replicas=replicas
-        )  # with the normalisation of so many, which takes more memory
-        state = train_state(tried, net)
-        tf.function(replica_step(tried, net, state, table, 1, class_pixels))(batch, tf.constant(0.0))
+    def with_microbatches(count: int) -> ConfigDict:
+        changed = config.copy_and_resolve_references()
+        changed.runtime.microbatches = count
+        return changed
 
-    ours = device_memory.find_microbatches(
-        config, len(model_build.id_of_class(config.labels, table)), replicas=replicas, try_step=try_step
-    )
+    def try_step(count: int) -> None:
+        tried = with_microbatches(count)
+        tried.runtime.jit_compile = 'on' if compiled else 'off'
+        batch = {name: tf.constant(values) for name, values in data_build.noise_batch(tried, share).items()}
+        # With the normalisation of so many replicas, which takes more memory.
+        model = model_build.build_model(tried, table, replicas=replicas)
+        state = train_state(tried, model)
+        tf.function(replica_step(tried, model, state, table, 1, class_pixels))(batch, tf.constant(0.0))
+
+    memory = device_memory.usable_bytes(config.runtime.virtual_devices)
+    cost = model_build.estimate_cost(config, len(model_build.id_of_class(config.labels, table)))
+    ours = device_memory.find_microbatches(cost, share, memory, try_step)
     gc.collect()
-    return max(group.all_gather(ours))
+    if ours is None:
+        raise entry.UserError(
+            entry.BAD_CONFIG,
+            f'not even one image of {"x".join(map(str, config.data.crop))} at a time fits {memory / 2**30:.1f} GiB: '
+            'set config.runtime.recompute=True or config.precision=bfloat16, or lower config.data.crop or '
+            'config.model.width.',
+        )
+    return with_microbatches(max(group.all_gather(ours)))
 
 
 def peak_learning_rate(config: ConfigDict) -> float:
-    """The learning rate for this global batch, by config.optimizer.batch_scaling.
+    """Returns the learning rate for this global batch, by config.optimizer.batch_scaling.
 
     Sources: 'linear', https://arxiv.org/abs/1706.02677; 'sqrt', https://arxiv.org/abs/1404.5997.
     """
     factor = config.global_batch / config.optimizer.reference_batch
     exponent = {'none': 0.0, 'sqrt': 0.5, 'linear': 1.0}[config.optimizer.batch_scaling]
     return config.optimizer.learning_rate * factor**exponent
+
+
+def description(
+    config: ConfigDict, model: keras.Model, train_images: int, eval_images: int, replicas: int, workers: int
+) -> str:
+    """Returns the few lines with which a run says what is about to happen."""
+    devices = 'GPU' if tf.config.list_logical_devices('GPU') else 'CPU'
+    hosts = f' of {workers} workers' if workers > 1 else ''
+    microbatches = config.runtime.microbatches
+    in_microbatches = f', in {microbatches} microbatches' if microbatches > 1 else ''
+    pooled = config.global_batch // microbatches
+    norm = f'; batch statistics over {pooled} images' if config.model.norm == 'batch' else ''
+    epochs = config.num_steps * config.global_batch / train_images
+    return (
+        f'U-Net of {model.count_params():,} parameters, {config.precision}, on {replicas} {devices} device(s){hosts}\n'
+        f'{config.num_steps:,} steps x {config.global_batch} images ({config.global_batch // replicas} per device'
+        f'{in_microbatches}{norm}) = {epochs:.1f} epochs of {train_images:,} images\n'
+        f'Scored on {eval_images:,} images'
+    )

@@ -1,6 +1,7 @@
 """The memory of devices, and how many images one can compute at a time: from an estimate, then by trying.
 
-microbatches = memory.find_microbatches(config, num_classes=19, replicas=8, try_step=...)
+memory = device_memory.usable_bytes()
+microbatches = device_memory.find_microbatches(cost, share=4, memory=memory, try_step=lambda count: None)
 """
 
 import os
@@ -8,11 +9,8 @@ import pathlib
 from collections.abc import Callable
 
 import tensorflow as tf
-from ml_collections import ConfigDict
 from tensorflow.python.client import device_lib  # the memory of a GPU has no public name in TensorFlow 2.21
 
-from launch import entry
-from unet.models import build as model_build
 from unet.models import step_cost
 
 _USABLE = 0.9  # of a device's memory; the rest is for what the estimate does not know
@@ -58,35 +56,31 @@ def _lines(path: str | pathlib.Path) -> list[str]:
     return pathlib.Path(path).read_text().splitlines() if os.path.exists(path) else []
 
 
-def find_microbatches(
-    config: ConfigDict, num_classes: int, *, replicas: int, try_step: Callable[[ConfigDict], None]
-) -> int:
-    """The smallest number of parts of a replica's share of the batch that fits this process's devices.
+def usable_bytes(virtual_devices: int = 0) -> int:
+    """Returns what of `device_bytes` a training step may take."""
+    return int(_USABLE * device_bytes(virtual_devices))
+
+
+def find_microbatches(cost: step_cost.Cost, share: int, memory: int, try_step: Callable[[int], None]) -> int | None:
+    """Finds the smallest number of microbatches whose step fits this process's devices.
 
     Args:
-      config: its runtime.microbatches is ignored.
-      num_classes: channels of the network's output.
-      replicas: how many share the global batch.
-      try_step: computes one training step of a config on one device; raises tf.errors.ResourceExhaustedError if it
-        does not fit.
+      cost: estimated, of the step.
+      share: images of the global batch that one device computes.
+      memory: bytes that a device may use.
+      try_step: computes one training step in so many microbatches on one device; raises
+        tf.errors.ResourceExhaustedError if it does not fit.
 
-    Raises:
-      UserError: BAD_CONFIG if not even one image at a time fits.
+    Returns:
+      The number, which divides `share`; None if not even one image at a time fits.
     """
-    share = config.global_batch // replicas
-    memory = int(_USABLE * device_bytes(config.runtime.virtual_devices))
-    for parts in step_cost.microbatches(model_build.estimate_cost(config, num_classes), share, memory):
-        tried = config.copy_and_resolve_references()
-        tried.runtime.microbatches = parts
+    for microbatches in step_cost.microbatches(cost, share, memory):
         forget_gpu_peak()
         try:
-            try_step(tried)
+            try_step(microbatches)
         except tf.errors.ResourceExhaustedError:
             continue
-        if gpu_peak_bytes() <= memory or parts == share:  # batches, sums over devices and evaluations come on top
-            return parts
-    raise entry.UserError(
-        entry.BAD_CONFIG,
-        f'not even one image of {"x".join(map(str, config.data.crop))} at a time fits {memory / 2**30:.1f} GiB: set '
-        'config.runtime.recompute=True or config.precision=bfloat16, or lower config.data.crop or config.model.width.',
-    )
+        # Batches, sums over devices and evaluations come on top.
+        if gpu_peak_bytes() <= memory or microbatches == share:
+            return microbatches
+    return None

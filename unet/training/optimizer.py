@@ -2,7 +2,7 @@
 
     slots = optimizer.make_slots('adam', variables)
     rate = optimizer.learning_rate(step, peak=1e-3, schedule='cosine', warmup_steps=100, num_steps=1000)
-    new_values, new_slots = optimizer.update('adam', variables, gradients, slots, count=count, learning_rate=rate, ...)
+    new_values, new_slots = optimizer.update(variables, gradients, slots, name='adam', learning_rate=rate, ...)
 
 The rules are pure functions: the training step decides whether the new values are taken, so that all replicas skip an
 overflowed step alike, without control flow. Sources: Adam, https://arxiv.org/abs/1412.6980; AdamW,
@@ -14,7 +14,6 @@ import math
 import tensorflow as tf
 
 _SLOTS = {'adam': 2, 'adamw': 2, 'sgd': 1}  # first and second moment; velocity
-_BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-7
 _POWER = 0.9
 
 
@@ -56,27 +55,32 @@ def clip_by_global_norm(gradients: list[tf.Tensor], limit: float) -> tuple[list[
 
 
 def update(
-    name: str,
     variables: list[tf.Variable],
     gradients: list[tf.Tensor],
     slots: list[list[tf.Variable]],
     *,
+    name: str,
     count: tf.Tensor,
     learning_rate: tf.Tensor,
     weight_decay: float,
     momentum: float,
+    beta1: float,
+    beta2: float,
+    epsilon: float,
 ) -> tuple[list[tf.Tensor], list[list[tf.Tensor]]]:
-    """One update of the weights.
+    """Computes one update of the weights.
 
     Args:
-      name: 'adam' or 'sgd' (weight decay joins the gradient), or 'adamw' (weight decay is decoupled).
       variables: the weights.
       gradients: one per weight.
       slots: as `make_slots` made them.
+      name: 'adam' or 'sgd' (weight decay joins the gradient), or 'adamw' (weight decay is decoupled).
       count: scalar float, the number of this update, from 1.
       learning_rate: scalar.
       weight_decay: of kernels (variables of two or more dimensions); biases and normalisation are spared.
       momentum: of 'sgd'.
+      beta1, beta2: decay of Adam's running means of the gradient and of its square.
+      epsilon: added to Adam's root of the latter.
 
     Returns:
       New values of the weights, and of the slots.
@@ -87,10 +91,10 @@ def update(
     if name == 'sgd':
         velocity = [momentum * m + g for m, g in zip(slots[0], gradients, strict=True)]
         return [v - learning_rate * m for v, m in zip(variables, velocity, strict=True)], [velocity]
-    first = [_BETA_1 * m + (1 - _BETA_1) * g for m, g in zip(slots[0], gradients, strict=True)]
-    second = [_BETA_2 * s + (1 - _BETA_2) * g * g for s, g in zip(slots[1], gradients, strict=True)]
-    correction = tf.sqrt(1 - _BETA_2**count) / (1 - _BETA_1**count)
-    steps = [correction * m / (tf.sqrt(s) + _EPSILON) for m, s in zip(first, second, strict=True)]
+    first = [beta1 * m + (1 - beta1) * g for m, g in zip(slots[0], gradients, strict=True)]
+    second = [beta2 * s + (1 - beta2) * g * g for s, g in zip(slots[1], gradients, strict=True)]
+    correction = tf.sqrt(1 - beta2**count) / (1 - beta1**count)
+    steps = [correction * m / (tf.sqrt(s) + epsilon) for m, s in zip(first, second, strict=True)]
     if name == 'adamw':
         steps = [step + decay * v if decay else step for step, v, decay in zip(steps, variables, decays, strict=True)]
     return [v - learning_rate * step for v, step in zip(variables, steps, strict=True)], [first, second]

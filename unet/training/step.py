@@ -1,5 +1,9 @@
 """One training step: forward, backward, one all-reduce, one update, alike on every replica.
 
+    replica_step = step.make_replica_step(model, state, losses=..., learning_rate=..., update=..., ...)
+    train_steps = step.make_train_steps(strategy, replica_step, deterministic=False)
+    metrics = train_steps(batches, tf.constant(10), tf.constant(0.0))  # [10, len(METRICS)]
+
 The order of things makes N replicas equal one: the loss is the sum over a replica's valid pixels divided by the valid
 pixels of the *global* batch, gradients are summed over replicas, and only then tested, unscaled, clipped and applied.
 Whether all of them are finite is read off the summed gradients, so that all replicas decide alike: an overflow on any
@@ -8,13 +12,14 @@ one of them withholds the update on all, by `tf.where` on weights, optimizer slo
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import keras
 import tensorflow as tf
 
 from unet.models import preprocess
-from unet.training import losses, optimizer
+from unet.training import optimizer
+from unet.training.losses import Denominator, Numerator
 
 # Of each step; all but the last are the same on all replicas.
 METRICS = ('loss', 'gradient_norm', 'learning_rate', 'finite', 'loss_scale', 'stop', 'seconds_without_data')
@@ -23,17 +28,22 @@ METRICS = ('loss', 'gradient_norm', 'learning_rate', 'finite', 'loss_scale', 'st
 _FIRST_SCALE = 2.0**15
 _GROW_AFTER = 2000
 
+Loss = tuple[float, Numerator, Denominator]  # weight, numerator, denominator
+Gradients = list[tf.Tensor]
+# (weights, gradients, slots, count=, learning_rate=) -> new weights, new slots; see `optimizer.update`
+Update = Callable[..., tuple[list[tf.Tensor], list[list[tf.Tensor]]]]
+
 
 @contextlib.contextmanager
 def averaged_weights(variables: list[tf.Variable], ema: list[tf.Variable]) -> Iterator[None]:
-    """Within it the weights are their running means, if there are any."""
-    kept = [tf.identity(variable) for variable in variables] if ema else []
+    """Replaces the weights by their running means, if there are any, until the block ends."""
+    weights = [tf.identity(variable) for variable in variables] if ema else []
     for variable, mean in zip(variables, ema, strict=bool(ema)):
         variable.assign(mean)
     try:
         yield
     finally:
-        for variable, value in zip(variables, kept, strict=bool(ema)):
+        for variable, value in zip(variables, weights, strict=bool(ema)):
             variable.assign(value)
 
 
@@ -68,154 +78,167 @@ class TrainState(tf.Module):
 
 
 def make_replica_step(
-    network: keras.Model,
+    model: keras.Model,
     state: TrainState,
     *,
-    losses: list[tuple[float, losses.Numerator, losses.Denominator]],
+    losses: Sequence[Loss],
     auxiliary: float,
     class_of_id: tf.Tensor,
-    precision: str,
-    num_steps: int,
-    optimizer_name: str,
-    learning_rate: float,
-    schedule: str,
-    warmup_steps: int,
-    momentum: float,
-    weight_decay: float,
+    learning_rate: Callable[[tf.Tensor], tf.Tensor],
+    update: Update,
     clip_norm: float,
     ema: float,
+    loss_scaling: bool,
     microbatches: int,
     replicas: int,
     jit_compile: bool,
 ) -> Callable[[dict[str, tf.Tensor], tf.Tensor], tf.Tensor]:
-    """The function that every replica runs on its share of the global batch.
+    """Makes the function that every replica runs on its share of the global batch.
 
     Args:
-      network: from images in [-1, 1] to logits.
-      state: updated in place, as the network is.
-      losses: from `loss.make_losses`.
-      auxiliary: weight of the same losses of the network's second output, if it has one.
+      model: from images in [-1, 1] to logits, of one head or two.
+      state: updated in place, as the model is.
+      losses: from `losses.make_losses`.
+      auxiliary: weight of the same losses of the model's second head, if it has one.
       class_of_id: int32 [256], label id -> class, 255 for ids that do not count.
-      precision: see `model.POLICIES`.
-      num_steps, learning_rate, schedule, warmup_steps: see `optimizer.learning_rate`.
-      optimizer_name, momentum, weight_decay: see `optimizer.update`.
+      learning_rate: of the update that follows so many completed steps (a float scalar).
+      update: `optimizer.update` of one optimizer.
       clip_norm: largest global norm of the gradient; 0: no limit.
       ema: decay of `state.ema`, reached from below: at most (1 + t) / (10 + t) after t updates.
-      microbatches: parts that a replica's share is computed in; must divide it.
+      loss_scaling: multiply the loss by `state.scale`, as float16 needs it.
+      microbatches: how many a replica's share of the batch is divided into; must divide it.
       replicas: how many run this together.
-      jit_compile: compile it with XLA: all of it, or if there are microbatches each by itself. Within what XLA compiles
-        they would be in memory at the same time, for it ignores control dependencies, or, in a loop, have no fast
-        convolutions on a CPU.
+      jit_compile: compile it with XLA: all of it, or with several microbatches the gradients of each. Within what XLA
+        compiles they would be in memory at the same time, for it ignores control dependencies, or, in a loop, have no
+        fast convolutions on a CPU.
 
     Returns:
-      batch (as `input_pipeline.train_batches` yields it), stop (float32 scalar, above 0 where this process has been
-      asked to stop) -> float32 [len(METRICS) - 1], the same on all replicas; its 'stop' is the sum over all of them.
+      A function of a batch (as `input_pipeline.train_batches` yields it) and stop (a float32 scalar, above 0 where this
+      process has been asked to stop) that returns float32 [len(METRICS) - 1], the same on all replicas; its 'stop' is
+      the sum over all of them.
     """
-    variables = [variable.value for variable in network.trainable_variables]
-    statistics = [variable.value for variable in network.non_trainable_variables]
+    variables = [variable.value for variable in model.trainable_variables]
+    statistics = [variable.value for variable in model.non_trainable_variables]
     dtype = variables[0].dtype
-    scaled = precision == 'float16'
 
     def all_reduce(tensors):
         if replicas == 1:
             return tensors
         return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, tensors)
 
+    def microbatch_gradients(inputs, targets, totals, scale) -> tuple[Gradients, tf.Tensor]:
+        """Returns the gradients of the scaled loss of some images, and their loss."""
+        with tf.GradientTape() as tape:
+            heads = tf.nest.flatten(model(inputs, training=True))
+            loss = _weighted_loss(heads, targets, losses, (1.0, auxiliary), totals)
+            scaled_loss = loss * scale
+        return tape.gradient(scaled_loss, variables), loss
+
+    if jit_compile and microbatches > 1:
+        microbatch_gradients = tf.function(microbatch_gradients, jit_compile=True)
+
     def replica_step(batch: dict[str, tf.Tensor], stop: tf.Tensor) -> tf.Tensor:
-        image = preprocess.normalize(batch['image'], dtype)
-        image = preprocess.color_jitter(image, tf.cast(batch['color'], dtype))
-        target = tf.gather(class_of_id, tf.cast(batch['label'], tf.int32))
-        inputs = [image, tf.cast(batch['dropout_mask'], dtype)] if 'dropout_mask' in batch else [image]
-        targets = _targets(target, network.compute_output_shape([tensor.shape for tensor in inputs]))
-        scale = tf.cast(state.scale, dtype) if scaled else tf.ones([], dtype)
+        inputs = [preprocess.color_jitter(preprocess.normalize(batch['image'], dtype), tf.cast(batch['color'], dtype))]
+        if 'dropout_mask' in batch:
+            inputs.append(tf.cast(batch['dropout_mask'], dtype))
+        classes = tf.gather(class_of_id, tf.cast(batch['label'], tf.int32))
+        targets = _targets(classes, model.compute_output_shape([tensor.shape for tensor in inputs]))
+        scale = tf.cast(state.scale, dtype) if loss_scaling else tf.ones([], dtype)
         statistics_before = [tf.identity(variable) for variable in statistics]
 
-        total = all_reduce(tf.stack([of_labels(t, dtype) for t in targets for _, _, of_labels in losses]))
-        total = tf.where(total > 0, total, tf.ones_like(total))
-
-        def of_part(*examples: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor]:
-            """Gradient of the scaled loss of some examples, and their loss."""
-            part_inputs, part_targets = list(examples[: len(inputs)]), examples[len(inputs) :]
-            with tf.GradientTape() as tape:
-                heads = tf.nest.flatten(network(part_inputs, training=True))
-                terms = [
-                    head_weight * weight * numerator(logits, part_target)
-                    for head_weight, logits, part_target in zip((1.0, auxiliary), heads, part_targets, strict=False)
-                    for weight, numerator, _ in losses
-                ]
-                part_loss = tf.reduce_sum(tf.stack(terms) / total)
-                scaled_loss = part_loss * scale
-            return tape.gradient(scaled_loss, variables), part_loss
-
-        compiled = tf.function(of_part, jit_compile=True) if jit_compile and microbatches > 1 else of_part
-        gradients, local_loss = _sum_of_parts(compiled, [*inputs, *targets], microbatches)
+        totals = all_reduce(tf.stack([total(target, dtype) for target in targets for _, _, total in losses]))
+        totals = tf.where(totals > 0, totals, tf.ones_like(totals))
+        gradients, local_loss = accumulate_gradients(
+            lambda inputs, targets: microbatch_gradients(inputs, targets, totals, scale), inputs, targets, microbatches
+        )
         # In one pack: in packs of 1 and 8 MiB two workers of one core each took 1.02 and 1.00 times as long.
-        *gradients, mean_loss, stop = all_reduce([*gradients, local_loss, tf.identity(tf.cast(stop, dtype))])
+        *gradients, loss, stop = all_reduce([*gradients, local_loss, tf.identity(tf.cast(stop, dtype))])
 
         gradients = [gradient / scale for gradient in gradients]
-        finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(tensor)) for tensor in [*gradients, mean_loss]])
+        finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(tensor)) for tensor in [*gradients, loss]])
         gradients, norm = optimizer.clip_by_global_norm(gradients, clip_norm)
-        rate = optimizer.learning_rate(
-            tf.cast(state.step, dtype),
-            peak=learning_rate,
-            schedule=schedule,
-            warmup_steps=warmup_steps,
-            num_steps=num_steps,
-        )
+        rate = learning_rate(tf.cast(state.step, dtype))
         count = state.updates + 1
-        new_values, new_slots = optimizer.update(
-            optimizer_name,
-            variables,
-            gradients,
-            state.slots,
-            count=count,
-            learning_rate=rate,
-            weight_decay=weight_decay,
-            momentum=momentum,
-        )
-        for variable, new in zip(variables, new_values, strict=True):
-            variable.assign(tf.where(finite, new, variable))
-        decay = tf.minimum(tf.cast(ema, dtype), count / (count + 9))
-        for mean, new in zip(state.ema, new_values if state.ema else [], strict=True):
-            mean.assign(tf.where(finite, decay * mean + (1 - decay) * new, mean))
+        new_values, new_slots = update(variables, gradients, state.slots, count=count, learning_rate=rate)
+        _assign_where(finite, variables, new_values)
+        _assign_where(finite, state.ema, _running_means(state.ema, new_values, ema, count) if state.ema else [])
         for slot, new_slot in zip(state.slots, new_slots, strict=True):
-            for variable, new in zip(slot, new_slot, strict=True):
-                variable.assign(tf.where(finite, new, variable))
-        for variable, old in zip(statistics, statistics_before, strict=True):
-            variable.assign(tf.where(finite, variable, old))
-        if scaled:
+            _assign_where(finite, slot, new_slot)
+        _assign_where(~finite, statistics, statistics_before)
+        if loss_scaling:
             _adjust_scale(state, finite)
-        state.updates.assign(tf.where(finite, count, state.updates))
+        _assign_where(finite, [state.updates], [count])
         state.step.assign_add(1)
-        return tf.stack([tf.cast(x, tf.float32) for x in (mean_loss, norm, rate, finite, scale, stop)])
+        return tf.stack([tf.cast(x, tf.float32) for x in (loss, norm, rate, finite, scale, stop)])
 
     return tf.function(replica_step, jit_compile=True) if jit_compile and microbatches == 1 else replica_step
 
 
-def _sum_of_parts(function: Callable[..., object], tensors: list[tf.Tensor], count: int) -> object:
-    """The sum of `function` over the tensors cut into `count` parts, one after the other, so that a part's memory is
-    free for the next."""
-    parts = zip(*(tf.split(tensor, count) for tensor in tensors), strict=True)
-    whole = function(*next(parts))
+def accumulate_gradients(
+    microbatch_gradients: Callable[[list[tf.Tensor], list[tf.Tensor]], tuple[Gradients, tf.Tensor]],
+    inputs: list[tf.Tensor],
+    targets: list[tf.Tensor],
+    microbatches: int,
+) -> tuple[Gradients, tf.Tensor]:
+    """Sums gradients and losses over the microbatches of a batch, computed one after the other.
+
+    A microbatch's activations are free before the next one's are computed.
+
+    Args:
+      microbatch_gradients: gradients and loss of some images and their targets.
+      inputs, targets: of the whole batch, images first.
+      microbatches: how many of equal size it is divided into.
+    """
+    parts = zip(*(tf.split(tensor, microbatches) for tensor in [*inputs, *targets]), strict=True)
+    total = None
     for part in parts:
-        with tf.control_dependencies(tf.nest.flatten(whole)):
-            whole = tf.nest.map_structure(tf.add, whole, function(*map(tf.identity, part)))
-    return whole
+        with tf.control_dependencies(tf.nest.flatten(total) if total else []):
+            part = [tf.identity(tensor) for tensor in part] if total else list(part)
+            gradients_and_loss = microbatch_gradients(part[: len(inputs)], part[len(inputs) :])
+            total = tf.nest.map_structure(tf.add, total, gradients_and_loss) if total else gradients_and_loss
+    return total
 
 
-def _targets(target: tf.Tensor, outputs: tuple | list[tuple]) -> list[tf.Tensor]:
-    """The labels [b, h, w] of each of the network's outputs: the auxiliary one has half the resolution."""
+def _weighted_loss(
+    heads: list[tf.Tensor],
+    targets: list[tf.Tensor],
+    losses: Sequence[Loss],
+    head_weights: tuple[float, float],
+    totals: tf.Tensor,
+) -> tf.Tensor:
+    """The sum over heads and losses of weight x numerator / denominator of the global batch."""
+    terms = [
+        head_weight * weight * numerator(logits, target)
+        for head_weight, logits, target in zip(head_weights, heads, targets, strict=False)
+        for weight, numerator, _ in losses
+    ]
+    return tf.reduce_sum(tf.stack(terms) / totals)
+
+
+def _targets(classes: tf.Tensor, outputs: tuple | list[tuple]) -> list[tf.Tensor]:
+    """The classes [b, h, w] for each of the model's heads: the auxiliary one has half the resolution."""
     shapes = outputs if isinstance(outputs, list) else [outputs]
-    targets = [central_crop(target, *shapes[0][1:3])]
+    targets = [central_crop(classes, *shapes[0][1:3])]
     for _, height, width, _ in shapes[1:]:
-        targets.append(central_crop(target, 2 * height, 2 * width)[:, ::2, ::2])
+        targets.append(central_crop(classes, 2 * height, 2 * width)[:, ::2, ::2])
     return targets
 
 
 def central_crop(target: tf.Tensor, height: int, width: int) -> tf.Tensor:
-    """Cuts [b, h, w] down to the size of the network's output, which an unpadded network makes smaller."""
+    """Cuts [b, h, w] down to the size of the model's output, which an unpadded model makes smaller."""
     top, left = (target.shape[1] - height) // 2, (target.shape[2] - width) // 2
     return target[:, top : top + height, left : left + width]
+
+
+def _assign_where(condition: tf.Tensor, variables: Sequence[tf.Variable], values: Sequence[tf.Tensor]) -> None:
+    """Assigns values where the condition holds. A `tf.where` rather than a `tf.cond`: all replicas do the same."""
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(tf.where(condition, value, variable))
+
+
+def _running_means(means: list[tf.Variable], values: list[tf.Tensor], ema: float, count: tf.Tensor) -> list[tf.Tensor]:
+    decay = tf.minimum(tf.cast(ema, count.dtype), count / (count + 9))
+    return [decay * mean + (1 - decay) * value for mean, value in zip(means, values, strict=True)]
 
 
 def _adjust_scale(state: TrainState, finite: tf.Tensor) -> None:
@@ -227,7 +250,7 @@ def _adjust_scale(state: TrainState, finite: tf.Tensor) -> None:
 
 
 def make_train_steps(strategy: tf.distribute.Strategy, replica_step: Callable, *, deterministic: bool) -> Callable:
-    """Several steps in one call, with nothing on the host between them.
+    """Makes a function that takes several steps in one call, with nothing on the host between them.
 
     Args:
       strategy: runs `replica_step` on its replicas.
@@ -235,7 +258,8 @@ def make_train_steps(strategy: tf.distribute.Strategy, replica_step: Callable, *
       deterministic: no clock is read, which TensorFlow refuses in this mode: the time without data is 0.
 
     Returns:
-      (iterator over batches, number of steps, stop) -> float32 [steps, len(METRICS)].
+      A function of an iterator over batches, a number of steps, and stop (see `make_replica_step`) that returns float32
+      [steps, len(METRICS)].
     """
     now = functools.partial(tf.zeros, [], tf.float64) if deterministic else tf.timestamp
 

@@ -1,44 +1,15 @@
-"""What a run says: a greeting, a bar on a terminal or plain lines in a log, and scores."""
+"""What a run says as it goes: a bar on a terminal or plain lines in a log, and scores."""
 
+import contextlib
 import resource
 import sys
 import time
+from collections.abc import Iterator
 
-import keras
 import numpy as np
-import tensorflow as tf
-from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from data_prep import records
 from unet.training import device_memory, step
-
-
-def hello(
-    config: ConfigDict,
-    network: keras.Model,
-    train_split: records.Split,
-    eval_split: records.Split,
-    replicas: int,
-    workers: int,
-    restored: str | None,
-) -> None:
-    """Says in a few lines what is about to happen."""
-    devices = 'GPU' if tf.config.list_logical_devices('GPU') else 'CPU'
-    hosts = f' of {workers} workers' if workers > 1 else ''
-    parts = config.runtime.microbatches
-    in_parts = f', in {parts} parts' if parts > 1 else ''
-    norm = f'; batch statistics over {config.global_batch // parts} images' if config.model.norm == 'batch' else ''
-    epochs = config.num_steps * config.global_batch / len(train_split)
-    print(
-        f'U-Net of {network.count_params():,} parameters, {config.precision}, on {replicas} {devices} device(s)'
-        f'{hosts}\n'
-        f'{config.num_steps:,} steps x {config.global_batch} images ({config.global_batch // replicas} per device'
-        f'{in_parts}{norm}) = {epochs:.1f} epochs of {len(train_split):,} images\n'
-        f'Scored on {len(eval_split):,} images\n'
-        + (f'Going on from {restored}' if restored else 'Starting from scratch'),
-        flush=True,
-    )
 
 
 def headline(scores: dict[str, float], images: int | None = None) -> str:
@@ -47,13 +18,13 @@ def headline(scores: dict[str, float], images: int | None = None) -> str:
     return shown + (f'  pixel accuracy {100 * scores["eval/accuracy"]:.2f} %  ({images} images)' if images else '')
 
 
-class Progress:
-    """A bar with the time left on a terminal, a plain line per report elsewhere."""
+class TrainLog:
+    """What training says: a bar with the time left on a terminal, a plain line per report elsewhere."""
 
     def __init__(self, num_steps: int, done: int, global_batch: int):
         self._num_steps = num_steps
         self._global_batch = global_batch
-        self._seconds = self._steps = 0.0  # training alone, since the last report
+        self._seconds = 0.0  # of training alone, since the last report
         on_terminal = sys.stdout.isatty()
         self._bar = (
             tqdm(total=num_steps, initial=done, unit='step', file=sys.stdout, dynamic_ncols=True)
@@ -61,30 +32,32 @@ class Progress:
             else None
         )
 
-    def __enter__(self) -> 'Progress':
+    def __enter__(self) -> 'TrainLog':
         return self
 
     def __exit__(self, *_) -> None:
         if self._bar:
             self._bar.close()
 
-    def start_timing(self) -> None:
-        self._started = time.monotonic()
-
-    def stop_timing(self, steps: int) -> None:
-        self._seconds += time.monotonic() - self._started
-        self._steps += steps
+    @contextlib.contextmanager
+    def timed(self) -> Iterator[None]:
+        """Counts the time until the block ends as that of training."""
+        started = time.monotonic()
+        yield
+        self._seconds += time.monotonic() - started
 
     def advance(self, steps: int) -> None:
+        """Moves the bar by so many steps."""
         if self._bar:
             self._bar.update(steps)
 
-    def note(self, text: str) -> None:
-        """Something that passes; shown on a terminal alone."""
+    def status(self, text: str) -> None:
+        """Shows something that passes, on a terminal alone."""
         if self._bar:
             self._bar.set_postfix_str(text)
 
-    def say(self, text: str) -> None:
+    def write(self, text: str) -> None:
+        """Prints a line."""
         if self._bar:
             self._bar.write(text)
         else:
@@ -102,9 +75,9 @@ class Progress:
         skipped = len(rows) - len(finite)
         mean_loss = float(finite[:, 0].mean()) if len(finite) else float('nan')
         seconds = max(self._seconds, 1e-9)
-        speed = self._steps * self._global_batch / seconds
+        speed = len(rows) * self._global_batch / seconds
         left = (self._num_steps - done) * self._global_batch / max(speed, 1e-9)
-        self._seconds = self._steps = 0.0
+        self._seconds = 0.0
         text = f'loss {mean_loss:.4f}  learning rate {last["learning_rate"]:.2e}  {speed:.1f} images/s'
         if skipped:
             text += f'  {skipped} overflowed and skipped, loss scale {last["loss_scale"]:g}'

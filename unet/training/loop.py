@@ -1,0 +1,194 @@
+"""The loop: trains from boundary to boundary of the schedule, and reports, evaluates and saves at each what is due.
+
+scores = loop.train(run)
+"""
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import tensorflow as tf
+
+from launch import entry
+from unet.distributed import cluster, shutdown
+from unet.training import checkpoint, metric_writer, schedule, step, train_log
+from unet.training import workdir as workdir_files
+
+_ENDLESS_SKIPPING = 100  # overflowed steps in a row after which float16 is given up
+
+# Scores by name, and pictures uint8 [h, w, 3] by name.
+Evaluation = tuple[dict[str, float], dict[str, np.ndarray]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What the loop works on.
+
+    Attributes:
+      workdir: the run's folder.
+      boundaries: completed steps -> the boundaries from there on, see `schedule.boundaries`.
+      num_steps: the last step.
+      global_batch: images per step.
+      steps_per_call: steps that one call into TensorFlow takes.
+      skips_overflows: whether a step whose gradient is not finite may be skipped, as float16 needs it.
+      checkpoints_kept: of the newest, beside the best.
+      best_metric: the score by which a model is the best.
+      contents: what a checkpoint holds: `model` and `state`.
+      train_steps: takes a number of steps (int scalar) and the request to stop (float scalar), and returns their
+        metrics; see `step.make_train_steps`.
+      evaluate: evaluates the model after so many completed steps, and says how far it has come to a log; None if a
+        request to stop came meanwhile.
+      writer: of the metrics; None on all ranks but the chief.
+      joined: the processes and devices that share the work.
+      stop: becomes true when the run is to stop.
+    """
+
+    workdir: str
+    boundaries: Callable[[int], Iterator[schedule.Boundary]]
+    num_steps: int
+    global_batch: int
+    steps_per_call: int
+    skips_overflows: bool
+    checkpoints_kept: int
+    best_metric: str
+    contents: tf.train.Checkpoint
+    train_steps: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+    evaluate: Callable[[int, train_log.TrainLog], Evaluation | None]
+    writer: metric_writer.MetricsWriter | None
+    joined: cluster.Joined
+    stop: shutdown.StopRequest
+
+
+def train(run: Run) -> dict[str, float]:
+    """Trains until the last step and returns the scores of the last evaluation.
+
+    All ranks take every decision alike. A request to stop may reach one of them alone: it rides on the step's
+    all-reduce, and all of them read it off the same step.
+
+    Raises:
+      UserError: STOPPED after a request to stop, with a checkpoint saved; DIVERGED, NO_STORAGE, or what `evaluate`
+        raises.
+    """
+    state, chief = run.contents.state, run.joined.is_chief
+    start = saved = int(state.step.numpy())
+    scores = workdir_files.last_scores(run.workdir) if start == run.num_steps else {}
+    window = []  # metrics of the steps since the last report
+    skipped = 0  # overflowed steps in a row
+    profiler = contextlib.ExitStack()
+
+    def save(done: int) -> None:
+        nonlocal saved
+        if chief and done > saved:
+            folder = os.path.join(run.workdir, workdir_files.CHECKPOINTS)
+            checkpoint.save(folder, run.contents, step=done, keep=run.checkpoints_kept)
+        saved = done
+
+    with profiler, train_log.TrainLog(run.num_steps, start, run.global_batch) as log:
+        for boundary in run.boundaries(start):
+            rows, stopped = _train_until(boundary.step, run, log)
+            done = int(state.step.numpy())  # less than at the boundary if asked to stop
+            skipped = _check_finite(rows, done, skipped, run.skips_overflows)
+            window.extend(rows)
+            if boundary.log and done == boundary.step and window:
+                reported = log.report(done, np.stack(window))
+                window = []
+                if chief:
+                    run.writer.write(done, reported)
+            # A run that had ended is evaluated once more if its scores were lost.
+            evaluated = state.evaluated.numpy() == done and bool(scores or done < run.num_steps)
+            if boundary.evaluate and not stopped and not evaluated:
+                try:
+                    evaluation = run.evaluate(done, log)
+                except Exception:
+                    save(done)  # what has been learnt is good
+                    raise
+                stopped = evaluation is None
+                scores = _keep(run, done, *evaluation) if evaluation else scores
+            if boundary.save or stopped:
+                save(done)
+            if chief and boundary.start_profile and not stopped:
+                profiler.enter_context(_profile(run.workdir))
+            if boundary.stop_profile:
+                profiler.close()
+            run.joined.stall.progress()
+            if stopped:
+                run.joined.group.all_gather(None)  # nobody leaves before the chief has saved
+                raise entry.UserError(
+                    entry.STOPPED, f'stopped on request after step {done}; the same command goes on from there'
+                )
+    return scores
+
+
+def _train_until(boundary: int, run: Run, log: train_log.TrainLog) -> tuple[np.ndarray, bool]:
+    """Trains up to a boundary, or until a request to stop.
+
+    Returns:
+      float32 [steps, len(step.METRICS)] of the steps taken, and whether all ranks are to stop now.
+    """
+    done = int(run.contents.state.step.numpy())
+    alone = run.joined.group.size == 1
+    calls, stopped = [np.zeros([0, len(step.METRICS)], np.float32)], alone and bool(run.stop)
+    with log.timed():
+        while done < boundary and not stopped:
+            count = min(run.steps_per_call, boundary - done)
+            calls.append(run.train_steps(tf.constant(count), tf.constant(float(bool(run.stop)))))
+            done += count
+            log.advance(count)
+            run.joined.stall.progress()
+            # The call before must be done: that keeps a GPU busy, and what a stop has to wait for short.
+            asked = len(calls) > 2 and _asked_to_stop(calls[-2].numpy())
+            stopped = bool(run.stop) if alone else asked
+        rows = np.concatenate([np.asarray(call) for call in calls])
+    return rows, stopped or _asked_to_stop(rows)
+
+
+def _asked_to_stop(rows: np.ndarray) -> bool:
+    return bool(rows[:, step.METRICS.index('stop')].any())
+
+
+def _check_finite(rows: np.ndarray, done: int, skipped: int, skips_overflows: bool) -> int:
+    """Raises UserError DIVERGED naming the step if training cannot go on; returns the overflowed steps in a row so far.
+
+    The update of a non-finite step has been withheld already, so the last checkpoint, if there is one, is good.
+    """
+    scales = rows[:, step.METRICS.index('loss_scale')]
+    for number, row in enumerate(rows, done - len(rows) + 1):
+        skipped = 0 if row[step.METRICS.index('finite')] else skipped + 1
+        if skipped and not skips_overflows:
+            raise entry.UserError(
+                entry.DIVERGED,
+                f'step {number}: the loss or its gradient is not finite (loss {row[0]}). Checkpoints are good. '
+                'Lower config.optimizer.learning_rate, set config.optimizer.clip_norm, or lengthen the warm-up.',
+            )
+        if skipped >= _ENDLESS_SKIPPING:
+            raise entry.UserError(
+                entry.DIVERGED,
+                f'step {number}: float16 has overflowed {skipped} times in a row, now at loss scale {scales[-1]:g}. '
+                'Lower config.optimizer.learning_rate or use config.precision=bfloat16.',
+            )
+    return skipped
+
+
+def _keep(run: Run, done: int, scores: dict[str, float], pictures: dict[str, np.ndarray]) -> dict[str, float]:
+    """Notes and writes an evaluation, and saves the model if it is the best so far. Returns the scores."""
+    state, metric = run.contents.state, run.best_metric
+    state.evaluated.assign(done)
+    best = scores[metric] > state.best.numpy()
+    if best:
+        state.best.assign(scores[metric])
+    if run.writer:
+        run.writer.write(done, scores, pictures)
+    if run.writer and best:
+        checkpoint.save(os.path.join(run.workdir, workdir_files.BEST), run.contents, step=done, keep=1)
+    return scores
+
+
+@contextlib.contextmanager
+def _profile(workdir: str) -> Iterator[None]:
+    """Traces what is computed until the block ends."""
+    tf.profiler.experimental.start(os.path.join(workdir, workdir_files.TENSORBOARD))
+    yield
+    tf.profiler.experimental.stop()
+    print(f'Profile written: tensorboard --logdir={workdir} (its Profile tab needs pip install xprof)', flush=True)
