@@ -69,7 +69,7 @@ def main() -> None:
         encoding=images.Encoding(
             _IMAGE_FORMAT.value,
             _JPEG_QUALITY.value,
-            images.parse_size(_SIZE.value) if _SIZE.value is not None else None,
+            entry.parse_size('size', _SIZE.value) if _SIZE.value is not None else None,
         ),
         skip_bad=_SKIP_BAD.value,
     )

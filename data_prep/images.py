@@ -9,15 +9,12 @@ Sources: PNG, https://www.w3.org/TR/png-3 (chunks and their checksums, section 5
 
 import dataclasses
 import io
-import re
 import struct
 import zlib
 
 import deflate
 import numpy as np
 from PIL import Image, UnidentifiedImageError
-
-from launch import entry
 
 try:
     from data_prep import _png  # compiled when the package is installed
@@ -273,11 +270,3 @@ def _encode(image: Image.Image, image_format: str, **options) -> bytes:
     content = io.BytesIO()
     image.save(content, image_format, **options)
     return content.getvalue()
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """The value of a flag --size: '512x1024' -> (512, 1024). Raises UserError BAD_USAGE if it is not of this form."""
-    match = re.fullmatch(r'(\d+)x(\d+)', text)
-    if not match or not min(size := (int(match[1]), int(match[2]))):
-        raise entry.UserError(entry.BAD_USAGE, f'--size={text}: expected HEIGHTxWIDTH in pixels, e.g. 512x1024')
-    return size

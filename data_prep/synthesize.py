@@ -19,7 +19,7 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from data_prep import images, synthetic_scene
+from data_prep import synthetic_scene
 from launch import entry, host, progress
 
 _CITYSCAPES_DIR = flags.DEFINE_string(
@@ -92,7 +92,7 @@ def refuse_foreign_images(root: pathlib.Path, tasks: list[tuple[str, int]]) -> N
 def main() -> None:
     root = pathlib.Path(_CITYSCAPES_DIR.value)
     counts = {'train': _TRAIN_IMAGES.value, 'val': _VAL_IMAGES.value}
-    height, width = images.parse_size(_SIZE.value)
+    height, width = entry.parse_size('size', _SIZE.value)
     if min(height, width) < _SMALLEST_SIDE:
         raise entry.UserError(
             entry.BAD_USAGE, f'--size={_SIZE.value}: each side must be at least {_SMALLEST_SIDE} pixels'

@@ -16,6 +16,7 @@ import errno
 import functools
 import os
 import pathlib
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -143,6 +144,25 @@ def config_arguments(arguments: list[str]) -> list[str]:
         for place, argument in enumerate(arguments)
         if not argument.startswith('--config.') or '=' not in argument or last[argument.partition('=')[0]] == place
     ]
+
+
+def parse_size(flag: str, text: str) -> tuple[int, int]:
+    """Reads the value of a flag that is a size.
+
+    Args:
+      flag: the flag's name, e.g. 'size'.
+      text: its value, e.g. '512x1024'.
+
+    Returns:
+      Height and width in pixels, e.g. (512, 1024).
+
+    Raises:
+      UserError: BAD_USAGE if the value has not this form.
+    """
+    found = re.fullmatch(r'([1-9]\d*)x([1-9]\d*)', text)
+    if not found:
+        raise UserError(BAD_USAGE, f'--{flag}={text}: expected HEIGHTxWIDTH in pixels, e.g. 512x1024')
+    return int(found[1]), int(found[2])
 
 
 def _status_of(main: Callable[[], int | None]) -> int:

@@ -11,7 +11,6 @@ records, and gets its name only if they agree.
 
 import os
 import pathlib
-import re
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -50,8 +49,7 @@ def main() -> None:
         raise entry.UserError(
             entry.BAD_USAGE, f'--formats={",".join(_WANTED.value)}: choose from {", ".join(_FORMATS)}'
         )
-    if _SIZE.value and not re.fullmatch(r'[1-9]\d*x[1-9]\d*', _SIZE.value):
-        raise entry.UserError(entry.BAD_USAGE, f'--size={_SIZE.value}: expected HEIGHTxWIDTH in pixels, e.g. 512x1024')
+    size = entry.parse_size('size', _SIZE.value) if _SIZE.value else None
 
     with host.quiet_import():
         from data_prep import records
@@ -73,7 +71,7 @@ def main() -> None:
     split = records.read_split(_DATA_DIR.value, _SPLIT.value)
     calibration = records.read_split(_DATA_DIR.value, _CALIBRATION_SPLIT.value) if 'int8' in _WANTED.value else None
     images = [samples.read(split, number)[0] for number in samples.spread(split, _CHECK_IMAGES.value)]
-    size = tuple(map(int, _SIZE.value.split('x'))) if _SIZE.value else samples.most_frequent_size(split)
+    size = size or samples.most_frequent_size(split)
     output = pathlib.Path(_OUTPUT_DIR.value or os.path.join(_WORKDIR.value, 'export'))
     output.mkdir(parents=True, exist_ok=True)
     print(f'{path}, compared on {_SPLIT.value} of {_DATA_DIR.value}', flush=True)

@@ -74,3 +74,11 @@ def test_short_work_ends_quietly_once_nobody_reads_it():
 def test_a_bug_shows_its_traceback():
     done = outcome('1 / 0')
     assert done.returncode == entry.BUG and 'ZeroDivisionError' in done.stderr
+
+
+def test_sizes_are_height_and_width():
+    assert entry.parse_size('size', '512x1024') == (512, 1024)
+    for text in ('', '512', '512x', '0x16', '16x0', 'axb', '-16x16', '16x16x3', '16X16'):
+        with pytest.raises(entry.UserError, match=f'--tile={text}: expected HEIGHTxWIDTH') as raised:
+            entry.parse_size('tile', text)
+        assert raised.value.status == entry.BAD_USAGE

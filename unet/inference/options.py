@@ -4,18 +4,13 @@ window = options.parse_window('512x1024', depth=5, padding='same')     # (512, 1
 scales = options.parse_scales(['0.5', '1'])                            # (0.5, 1.0)
 """
 
-import re
-
 from configs.validation import input_size_problem
 from launch import entry
 
 
 def parse_window(text: str, depth: int, padding: str) -> tuple[int, int]:
     """'512x1024' -> (512, 1024). Raises UserError BAD_USAGE if the network takes no such size."""
-    match = re.fullmatch(r'(\d+)x(\d+)', text)
-    if not match:
-        raise entry.UserError(entry.BAD_USAGE, f'--window={text}: must be height x width in pixels, e.g. 512x1024')
-    window = int(match[1]), int(match[2])
+    window = entry.parse_size('window', text)
     if problem := input_size_problem(window, depth, padding):
         raise entry.UserError(entry.BAD_USAGE, f'--window={text}: {problem}')
     return window
