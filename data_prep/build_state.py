@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from etils import epath
 
 from data_prep import records, shards
-from launch import entry, files
+from launch import entry, files, record_folder
 
 _LOCK = 'lock'
 _OTHER_FOLDER = 'Pass another --data_dir, or remove that folder yourself.'
@@ -28,7 +28,7 @@ def locked(data_dir: epath.Path) -> Iterator[None]:
     Raises:
       UserError: IN_USE if another process is building there.
     """
-    folder = data_dir / records.BUILDING
+    folder = data_dir / record_folder.BUILDING
     folder.mkdir(parents=True, exist_ok=True)
     if files.is_remote(data_dir):
         yield
@@ -51,11 +51,11 @@ def is_complete(data_dir: epath.Path, flags: dict, source: dict) -> bool:
     """
     if data_dir.exists() and not data_dir.is_dir():
         raise entry.UserError(entry.IN_USE, f'{data_dir} is a file. Pass another --data_dir.')
-    if not data_dir.exists() or (data_dir / records.PLAN).exists():
+    if not data_dir.exists() or (data_dir / record_folder.PLAN).exists():
         return False
     manifest = records.read_manifest(data_dir)
     if manifest is None:
-        if any(not path.name.startswith('.') and path.name != records.BUILDING for path in data_dir.iterdir()):
+        if any(not path.name.startswith('.') and path.name != record_folder.BUILDING for path in data_dir.iterdir()):
             raise entry.UserError(
                 entry.IN_USE, f'{data_dir} is not empty and holds no dataset of ours. {_OTHER_FOLDER}'
             )
@@ -94,7 +94,7 @@ def resume(
       UserError: IN_USE if finished shards were made with other flags or from other files.
     """
     wanted = {shard.file: shard for split in plan.values() for shard in split}
-    path = data_dir / records.PLAN
+    path = data_dir / record_folder.PLAN
     notes = {file: note for file, note in read_notes(data_dir).items() if skip_bad or not note['problems']}
     differences = _flag_differences(files.read_json(path)['flags'], flags) if path.exists() and notes else []
     differences += _source_differences(notes, wanted)
@@ -107,7 +107,7 @@ def resume(
     files.write_atomically(path, json.dumps({'flags': flags}, indent=1) + '\n')
     for leftover in data_dir.glob('.*.part'):
         leftover.unlink()
-    for leftover in [*data_dir.glob('.*.tmp'), *(data_dir / records.BUILDING).glob('.*.tmp')]:
+    for leftover in [*data_dir.glob('.*.tmp'), *(data_dir / record_folder.BUILDING).glob('.*.tmp')]:
         leftover.unlink()
     return [shard for shard in wanted.values() if shard.file not in notes]
 
@@ -115,7 +115,7 @@ def resume(
 def read_notes(data_dir: epath.Path) -> dict[str, dict]:
     """File -> note of all shards that are finished."""
     notes = {}
-    for path in sorted((data_dir / records.BUILDING).glob('*.tfrecord-*.json')):
+    for path in sorted((data_dir / record_folder.BUILDING).glob('*.tfrecord-*.json')):
         note = files.read_json(path)
         shard = data_dir / note['file']
         if shard.exists() and shard.stat().length == note['bytes']:
@@ -129,14 +129,14 @@ def read_note(data_dir: epath.Path, shard: shards.Shard) -> dict:
 
 def close(data_dir: epath.Path) -> None:
     """Declares the dataset finished."""
-    (data_dir / records.PLAN).unlink()
-    (data_dir / records.BUILDING).rmtree()
+    (data_dir / record_folder.PLAN).unlink()
+    (data_dir / record_folder.BUILDING).rmtree()
 
 
 def clear(data_dir: epath.Path) -> None:
     """Removes what a kill during `close` left."""
-    if (data_dir / records.MANIFEST).exists() and not (data_dir / records.PLAN).exists():
-        (data_dir / records.BUILDING).rmtree(missing_ok=True)
+    if (data_dir / records.MANIFEST).exists() and not (data_dir / record_folder.PLAN).exists():
+        (data_dir / record_folder.BUILDING).rmtree(missing_ok=True)
 
 
 def _flag_differences(before: dict, now: dict) -> list[str]:

@@ -28,11 +28,9 @@ from PIL import Image
 
 from data_prep import labels, tfrecord
 from launch import entry, files
+from launch.record_folder import DATASET_INFO, check_complete, shard_lengths
 
-DATASET_INFO = 'dataset_info.json'  # TFDS's own metadata
 MANIFEST = 'manifest.json'
-BUILDING = 'building'  # folder for what a build needs to go on
-PLAN = 'building/plan.json'  # the first file written and the last removed: the dataset is unfinished while it is there
 FEATURES = ('image_id', 'image_left', 'segmentation_label')
 
 _MEASURED_BYTES = 1 << 16  # enough of an image file to find its size in
@@ -130,33 +128,9 @@ def check_files(data_dir: epath.Path, manifest: dict) -> list[str]:
     return problems
 
 
-def check_complete(data_dir: epath.PathLike) -> epath.Path:
-    """The folder as a path, once it is sure to hold a finished dataset.
-
-    Raises:
-      UserError: MISSING_INPUT if there is no dataset, BAD_DATA if its build has not finished.
-    """
-    data_dir = epath.Path(data_dir)
-    if (data_dir / PLAN).exists():
-        raise entry.UserError(
-            entry.BAD_DATA,
-            f'{data_dir}: its build has not finished. Run the same python -m data_prep.build_tfrecords again: it goes '
-            'on where it stopped.',
-        )
-    if not (data_dir / DATASET_INFO).exists():
-        there = 'has no ' + DATASET_INFO if data_dir.exists() else 'is not there'
-        raise entry.UserError(
-            entry.MISSING_INPUT,
-            f'{data_dir}: no dataset here (the folder {there}). Pass --data_dir, or make it with '
-            f'python -m data_prep.build_tfrecords --cityscapes_dir=... --data_dir={data_dir}',
-        )
-    return data_dir
-
-
 def split_sizes(data_dir: epath.PathLike) -> dict[str, int]:
     """Split name -> number of examples, by TFDS's metadata."""
-    info = files.read_json(check_complete(data_dir) / DATASET_INFO)
-    return {split['name']: sum(map(int, split['shardLengths'])) for split in info['splits']}
+    return {split: sum(lengths) for split, lengths in shard_lengths(data_dir).items()}
 
 
 def read_split(data_dir: epath.PathLike, names: str) -> Split:

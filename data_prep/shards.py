@@ -15,8 +15,8 @@ from collections.abc import Iterator
 import numpy as np
 from etils import epath
 
-from data_prep import cityscapes_layout, images, labels, polygons, records, source_files, tfrecord
-from launch import files
+from data_prep import cityscapes_layout, images, labels, polygons, source_files, tfrecord
+from launch import files, record_folder
 
 NAME = 'cityscapes'  # of the dataset in TFDS
 
@@ -101,7 +101,7 @@ def plan(pairs: list[cityscapes_layout.Pair], seed: int) -> dict[str, list[Shard
 
 def note_path(data_dir: epath.PathLike, file: str) -> epath.Path:
     """Where a worker leaves what is known of a shard: see `write_shard`."""
-    return epath.Path(data_dir) / records.BUILDING / f'{file}.json'
+    return epath.Path(data_dir) / record_folder.BUILDING / f'{file}.json'
 
 
 def encode_pair(pair: cityscapes_layout.Pair, settings: Settings) -> Example:

@@ -9,7 +9,6 @@ No TensorFlow, and nothing of `unet`: launchers answer at once.
 
 import dataclasses
 import itertools
-import json
 import os
 import pathlib
 import re
@@ -19,7 +18,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from configs import default
-from launch import entry
+from launch import entry, record_folder
 
 WITH_CONFIG = ('unet.main', 'unet.preflight', 'unet.benchmark')  # programs that are given a --config
 RUN_AGAIN = (entry.STOPPED, entry.PEER_LOST)
@@ -154,28 +153,20 @@ def check_data(data_dir: str, splits: tuple[str, ...], workers: int) -> None:
     Raises:
       UserError: MISSING_INPUT, BAD_DATA or BAD_CONFIG.
     """
-    folder = pathlib.Path(data_dir)
-    info = folder / 'dataset_info.json'
-    if (folder / 'building').exists():
-        raise entry.UserError(
-            entry.BAD_DATA, f'{data_dir}: its build has not finished. Run data_prep.build_tfrecords again first.'
-        )
-    if not info.exists():
-        raise entry.UserError(
-            entry.MISSING_INPUT,
-            f'{data_dir}: no dataset here (seen from this host). Pass --data_dir, make it with '
-            'data_prep.build_tfrecords, or --data_elsewhere if only the cluster sees it.',
-        )
     try:
-        found = {split['name']: split['shardLengths'] for split in json.loads(info.read_text())['splits']}
-    except (ValueError, KeyError, TypeError) as error:
-        raise entry.UserError(entry.BAD_DATA, f'{info}: cannot be read ({error}). Build the folder again.') from error
+        found = record_folder.shard_lengths(data_dir)
+    except entry.UserError as error:
+        if error.status != entry.MISSING_INPUT:
+            raise
+        raise entry.UserError(
+            error.status, f'{error}. Pass --data_elsewhere if only the cluster sees the folder.'
+        ) from error
     for split in splits:
         if not found.get(split):
             raise entry.UserError(
                 entry.MISSING_INPUT, f'{data_dir}: no split {split!r}; it holds {", ".join(found) or "none"}'
             )
-    train = [int(images) for split in splits[:-1] for images in found[split]]
+    train = [images for split in splits[:-1] for images in found[split]]
     if splits and workers > sum(train):
         raise entry.UserError(
             entry.BAD_CONFIG, f'{data_dir}: {workers} workers, and only {sum(train)} images to train on. Use fewer.'

@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
-from data_prep import images, records, verification
-from launch import entry
+from data_prep import images, verification
+from launch import entry, record_folder
 from tests import tiny, trees
 
 
@@ -106,6 +106,6 @@ def test_folder_that_tfds_built_is_read_too(folder, tmp_path):
 def test_unfinished_and_missing_folders(folder, tmp_path):
     assert verify(f'--data_dir={tmp_path}').returncode == entry.MISSING_INPUT
     shutil.copytree(folder / 'records', tmp_path / 'records')
-    (tmp_path / 'records' / records.BUILDING).mkdir()
-    (tmp_path / 'records' / records.PLAN).touch()
+    (tmp_path / 'records' / record_folder.BUILDING).mkdir()
+    (tmp_path / 'records' / record_folder.PLAN).touch()
     assert 'has not finished' in problems(tmp_path / 'records')
