@@ -12,6 +12,7 @@ from absl import flags
 from launch import entry, host
 from unet import config_flag
 
+flags.adopt_module_key_flags(config_flag)  # so that --help lists --config
 _OUTPUT = flags.DEFINE_string('output', None, 'JSON file for the figures.')
 
 

@@ -22,6 +22,7 @@ from launch import entry
 from unet import config_flag
 
 _DATA_DIR = flags.DEFINE_string('data_dir', 'data/cityscapes', 'Record folder.')
+flags.adopt_module_key_flags(config_flag)  # so that --help lists --config
 _ROUNDS = flags.DEFINE_integer('rounds', 3, 'Times that each is measured.', lower_bound=1)
 _OUTPUT = flags.DEFINE_string('output', None, 'JSON file for the figures.')
 

@@ -25,6 +25,7 @@ from benchmarks import alternating
 from launch import entry, host
 from unet import config_flag
 
+flags.adopt_module_key_flags(config_flag)  # so that --help lists --config
 _ROUNDS = flags.DEFINE_integer('rounds', 10, 'Times that each is measured.', lower_bound=1)
 _STEPS = flags.DEFINE_integer('steps', 4, 'Steps per round.', lower_bound=1)
 _SIDES = flags.DEFINE_list(

@@ -20,6 +20,7 @@ from absl import flags
 
 from launch import command, entry, job_spec, kubectl, launch_record, templates
 
+flags.adopt_module_key_flags(job_spec)  # so that --help lists its flags too
 _IMAGE = flags.DEFINE_string('image', None, 'Container image, e.g. built from the Dockerfile here; required.')
 _WORKERS = flags.DEFINE_integer('workers', 1, 'Pods of each run.', lower_bound=1)
 _KIND = flags.DEFINE_enum('kind', 'job', ['job', 'jobset'], 'jobset: all workers start again together; needs JobSet.')

@@ -18,6 +18,7 @@ from absl import flags
 
 from launch import entry, job_spec, launch_record, slurm_jobs, templates
 
+flags.adopt_module_key_flags(job_spec)  # so that --help lists its flags too
 _NODES = flags.DEFINE_integer('nodes', 1, 'Nodes of the job; one process on each, with all its GPUs.', lower_bound=1)
 _GPUS = flags.DEFINE_integer(
     'gpus_per_node', None, 'GPUs of each node; default 1, and 0 for --module=data_prep....', lower_bound=0

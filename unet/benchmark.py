@@ -26,6 +26,7 @@ from unet import config_flag
 
 FILE = 'benchmark.json'
 PARTS = ('loader', 'step', 'both', 'predict', 'evaluate')
+flags.adopt_module_key_flags(config_flag)  # so that --help lists --config
 _DATA_DIR = flags.DEFINE_string('data_dir', 'data/cityscapes', 'Record folder; --parts=step needs none.')
 _PARTS = flags.DEFINE_list('parts', list(PARTS), f'What to measure, of {",".join(PARTS)}.')
 _SECONDS = flags.DEFINE_float('seconds', 20, 'For how long each is measured.', lower_bound=0.1)

@@ -15,6 +15,7 @@ from launch import entry, host
 from unet import config_flag
 from unet.distributed import shutdown
 
+flags.adopt_module_key_flags(config_flag)  # so that --help lists --config
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; default runs/<config name>.')
 _DATA_DIR = flags.DEFINE_string('data_dir', 'data/cityscapes', 'Record folder, from data_prep.build_tfrecords or TFDS.')
 _ACCEPT_CONFIG_CHANGE = flags.DEFINE_bool(

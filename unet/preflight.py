@@ -17,6 +17,7 @@ from absl import flags
 from launch import entry, host
 from unet import config_flag
 
+flags.adopt_module_key_flags(config_flag)  # so that --help lists --config
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; default runs/<config name>.')
 _DATA_DIR = flags.DEFINE_string('data_dir', 'data/cityscapes', 'Record folder.')
 _SELFCHECK = flags.DEFINE_bool('selfcheck', False, 'Train a small network on these devices too; takes minutes.')

@@ -1,4 +1,6 @@
+import json
 import os
+import re
 import subprocess
 import sys
 
@@ -82,3 +84,41 @@ def test_sizes_are_height_and_width():
         with pytest.raises(entry.UserError, match=f'--tile={text}: expected HEIGHTxWIDTH') as raised:
             entry.parse_size('tile', text)
         assert raised.value.status == entry.BAD_USAGE
+
+
+PACKAGES = ('unet', 'data_prep', 'launch')
+COMMANDS = [
+    f'{package}.{path.stem}'
+    for package in PACKAGES
+    for path in sorted((tiny.ROOT / package).glob('*.py'))
+    if path.name != 'entry.py' and 'entry.run(main' in path.read_text()
+]
+# Prints, for each command, the flags that it and the modules of this project that it imports define, and its help.
+HELP = f"""
+import contextlib, io, json, os, runpy, sys
+from absl import flags
+for command in sys.argv[1:]:
+    child = os.fork()
+    if child:
+        os.waitpid(child, 0)
+        continue
+    sys.argv, text = [command, '--help'], io.StringIO()
+    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(text):
+        runpy.run_module(command, run_name='__main__', alter_sys=True)
+    ours = [
+        flag.name for module, defined in flags.FLAGS.flags_by_module_dict().items() for flag in defined
+        if module.partition('.')[0] in {PACKAGES} or module.endswith('.py')
+    ]
+    print(json.dumps([command, ours, text.getvalue()]), flush=True)
+    os._exit(0)
+"""
+
+
+def test_help_lists_all_flags_of_a_command_and_no_others():
+    done = subprocess.run([sys.executable, '-c', HELP, *COMMANDS], cwd=tiny.ROOT, capture_output=True, text=True)
+    seen = []
+    for command, defined, text in map(json.loads, done.stdout.splitlines()):
+        seen.append(command)
+        listed = re.findall(r'^  (?:-\w,)?--(?:\[no\])?(\w+):', text, re.MULTILINE)
+        assert sorted(listed) == sorted(defined), command
+    assert seen == COMMANDS and len(seen) >= 14, done.stderr
