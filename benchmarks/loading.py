@@ -257,7 +257,7 @@ def decode_rate(folder: pathlib.Path, side: str, seconds: float) -> float:
     count = 0
     while time.thread_time() < ended:
         example = count % len(examples)
-        window = input_pipeline._window(reader.size(example), config.data.crop, config.data.scale, random.random(7))
+        window = input_pipeline.crop_window(reader.size(example), config.data.crop, config.data.scale, random.random(3))
         reader.decode(example, encoded[example], window)
         count += 1
     return count / seconds

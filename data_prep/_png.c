@@ -1,8 +1,7 @@
-/* Counts the pixels of an 8-bit grey PNG per value, from its inflated rows, without making the image.
+/* Undoes the filters of a PNG's rows, and keeps the pixels of a window.
 
-Label images hardly change from one row to the next, and PNG's filters turn what does not change into zeros. So one row
-is kept and changed in place, and only the bytes that are not zero are looked at: half a millisecond for 2048x1024,
-where decoding takes 6 to 9.
+Photographs are almost entirely filtered by Paeth, where each pixel waits for the one to its left. So two rows are
+unfiltered at a time, the lower one pixel behind: 6 ms for 2048x1024 RGB instead of 12.
 
 Source: PNG, https://www.w3.org/TR/png-3, section 9 (filtering). */
 
@@ -14,110 +13,196 @@ Source: PNG, https://www.w3.org/TR/png-3, section 9 (filtering). */
 
 enum { NONE, SUB, UP, AVERAGE, PAETH };
 
-typedef struct {
-  uint8_t *pixels; /* of the row above, until they are replaced */
-  Py_ssize_t width;
-  int64_t below;       /* rows from this one to the last */
-  int64_t counts[256]; /* pixels per value of the whole image, if all rows below were like this one */
-} Row;
-
-static inline void replace(Row *row, Py_ssize_t x, uint8_t value) {
-  row->counts[row->pixels[x]] -= row->below;
-  row->counts[value] += row->below;
-  row->pixels[x] = value;
-}
-
-/* The first place from x on where the filtered byte is not zero; the width if there is none. */
-static inline Py_ssize_t skip_zeros(const uint8_t *filtered, Py_ssize_t x, Py_ssize_t width) {
-  for (uint64_t words[4]; x + (Py_ssize_t)sizeof words <= width; x += sizeof words) {
-    memcpy(words, filtered + x, sizeof words);
-    if (words[0] | words[1] | words[2] | words[3]) break;
-  }
-  while (x < width && !filtered[x]) ++x;
-  return x;
-}
-
 static inline uint8_t paeth(int left, int above, int corner) {
   int to_left = abs(above - corner), to_above = abs(left - corner), to_corner = abs(left + above - 2 * corner);
   return (uint8_t)(to_left <= to_above && to_left <= to_corner ? left : to_above <= to_corner ? above : corner);
 }
 
-static void unfilter_paeth(Row *row, const uint8_t *filtered) {
+/* The first place from x on where the filtered byte is not zero; `size` if there is none. */
+static inline Py_ssize_t skip_zeros(const uint8_t *filtered, Py_ssize_t x, Py_ssize_t size) {
+  for (uint64_t words[4]; x + (Py_ssize_t)sizeof words <= size; x += sizeof words) {
+    memcpy(words, filtered + x, sizeof words);
+    if (words[0] | words[1] | words[2] | words[3]) break;
+  }
+  while (x < size && !filtered[x]) ++x;
+  return x;
+}
+
+/* Label images: where left and corner are alike, Paeth predicts the pixel above, so that zeros change nothing. */
+static void unfilter_grey_paeth(uint8_t *row, const uint8_t *filtered, Py_ssize_t size) {
   uint8_t left = 0, corner = 0;
-  for (Py_ssize_t x = 0; x < row->width; ++x) {
-    if (left == corner) { /* then Paeth predicts the pixel above, so that zeros change nothing */
-      Py_ssize_t next = skip_zeros(filtered, x, row->width);
-      if (next == row->width) return;
-      if (next > x) left = corner = row->pixels[next - 1];
+  for (Py_ssize_t x = 0; x < size; ++x) {
+    if (left == corner) {
+      Py_ssize_t next = skip_zeros(filtered, x, size);
+      if (next == size) return;
+      if (next > x) left = corner = row[next - 1];
       x = next;
     }
-    uint8_t above = row->pixels[x];
-    left = (uint8_t)(filtered[x] + paeth(left, above, corner));
+    uint8_t above = row[x];
+    row[x] = left = (uint8_t)(filtered[x] + paeth(left, above, corner));
     corner = above;
-    if (left != above) replace(row, x, left);
   }
 }
 
-static void unfilter_up(Row *row, const uint8_t *filtered) {
-  for (Py_ssize_t x = 0; (x = skip_zeros(filtered, x, row->width)) < row->width; ++x)
-    replace(row, x, (uint8_t)(filtered[x] + row->pixels[x]));
-}
-
-static void unfilter_rest(Row *row, const uint8_t *filtered, int filter) {
-  uint8_t left = 0;
-  for (Py_ssize_t x = 0; x < row->width; ++x) {
-    int predicted = filter == SUB ? left : filter == AVERAGE ? (left + row->pixels[x]) / 2 : 0;
-    replace(row, x, left = (uint8_t)(filtered[x] + predicted));
+/* Changes `row`, which holds the row above, into the next one; returns 0 if its filter is unknown. */
+static int unfilter_row(uint8_t *row, const uint8_t *filtered, int filter, Py_ssize_t channels, Py_ssize_t size) {
+  switch (filter) {
+    case NONE: memcpy(row, filtered, size); return 1;
+    case UP:
+      for (Py_ssize_t x = 0; x < size; ++x) row[x] += filtered[x];
+      return 1;
+    case SUB:
+      memcpy(row, filtered, channels);
+      for (Py_ssize_t x = channels; x < size; ++x) row[x] = (uint8_t)(filtered[x] + row[x - channels]);
+      return 1;
+    case AVERAGE:
+      for (Py_ssize_t x = 0; x < channels; ++x) row[x] = (uint8_t)(filtered[x] + row[x] / 2);
+      for (Py_ssize_t x = channels; x < size; ++x) row[x] = (uint8_t)(filtered[x] + (row[x - channels] + row[x]) / 2);
+      return 1;
+    case PAETH:
+      if (channels == 1) {
+        unfilter_grey_paeth(row, filtered, size);
+      } else {
+        uint8_t corners[3] = {0};
+        for (Py_ssize_t x = 0; x < size; ++x) {
+          uint8_t above = row[x], *corner = &corners[x % 3];
+          row[x] = (uint8_t)(filtered[x] + paeth(x < 3 ? 0 : row[x - 3], above, *corner));
+          *corner = above;
+        }
+      }
+      return 1;
+    default: return 0;
   }
 }
 
-/* Returns 0 if a row has an unknown filter. */
-static int unfilter(Row *row, const uint8_t *filtered) {
-  for (; row->below; --row->below, filtered += row->width + 1) {
-    switch (filtered[0]) {
-      case PAETH: unfilter_paeth(row, filtered + 1); break;
-      case UP: unfilter_up(row, filtered + 1); break;
-      case NONE: case SUB: case AVERAGE: unfilter_rest(row, filtered + 1, filtered[0]); break;
-      default: return 0;
+#if defined(__GNUC__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+#define TWO_ROWS_AT_A_TIME 1
+typedef uint8_t Bytes __attribute__((vector_size(8)));
+typedef int16_t Lanes __attribute__((vector_size(16))); /* a pixel of the upper row, then one of the lower */
+typedef int64_t Halves __attribute__((vector_size(16)));
+
+static inline Lanes widen(const uint8_t *upper, const uint8_t *lower) {
+  Bytes bytes;
+  memcpy(&bytes, upper, 4);
+  memcpy((uint8_t *)&bytes + 4, lower, 4);
+  return __builtin_convertvector(bytes, Lanes);
+}
+
+static inline Lanes magnitude(Lanes values) {
+  Lanes sign = values >> 15;
+  return (values ^ sign) - sign;
+}
+
+/* Two rows of RGB by Paeth: `row` holds the row above and becomes the lower one, `upper` becomes the upper one. */
+static void unfilter_two(uint8_t *row, uint8_t *upper, const uint8_t *filtered, const uint8_t *filtered_lower,
+                         Py_ssize_t size) {
+  const Py_ssize_t last = size - 3;
+  for (int c = 0; c < 3; ++c) upper[c] = (uint8_t)(filtered[c] + row[c]); /* of the first pixel, the one above */
+  Lanes left = widen(upper, (const uint8_t[4]){0}), corner = widen(row, (const uint8_t[4]){0});
+  Py_ssize_t x = 3;
+  for (; x < last; x += 3) {
+    Lanes above = widen(row + x, row + x);
+    above = (Lanes)(Halves){((Halves)above)[0], ((Halves)left)[0]};
+    Lanes rise = above - corner, run = left - corner;
+    Lanes to_left = magnitude(rise), to_above = magnitude(run), to_corner = magnitude(rise + run);
+    Lanes not_left = (to_left > to_above) | (to_left > to_corner), not_above = to_above > to_corner;
+    Lanes predicted = (left & ~not_left) | (not_left & ((above & ~not_above) | (corner & not_above)));
+    left = (predicted + widen(filtered + x, filtered_lower + x - 3)) & 255;
+    corner = above;
+    Bytes made = __builtin_convertvector(left, Bytes);
+    memcpy(upper + x, &made, 4); /* the fourth byte is replaced by the next pixel */
+    memcpy(row + x - 3, (uint8_t *)&made + 4, 4);
+  }
+  /* What is left: the upper row's last pixel and the lower row's last two. */
+  for (int c = 0; c < 3; ++c) {
+    uint8_t next = (uint8_t)(filtered[x + c] + paeth(left[c], row[x + c], corner[c]));
+    upper[x + c] = next;
+    uint8_t middle = (uint8_t)(filtered_lower[x - 3 + c] + paeth(left[4 + c], upper[x - 3 + c], corner[4 + c]));
+    row[x - 3 + c] = middle;
+    row[x + c] = (uint8_t)(filtered_lower[x + c] + paeth(middle, next, upper[x - 3 + c]));
+  }
+}
+#endif
+
+typedef struct {
+  uint8_t *row; /* above */
+  Py_ssize_t length, channels, first, count;
+  uint8_t *out; /* where the next wanted row goes */
+  Py_ssize_t skip;
+} Window;
+
+static inline void deliver(Window *window, const uint8_t *row) {
+  if (window->skip > 0) {
+    --window->skip;
+    return;
+  }
+  memcpy(window->out, row + window->first, window->count);
+  window->out += window->count;
+}
+
+/* Returns 0 if a row has an unknown filter, -1 without memory. */
+static int unfilter_rows(Window *window, const uint8_t *filtered, Py_ssize_t rows) {
+  const Py_ssize_t step = window->length + 1, size = window->first + window->count;
+  uint8_t *upper = malloc(size + 4);
+  if (!upper) return -1;
+  int known = 1;
+  for (Py_ssize_t y = 0; y < rows && known; ++y, filtered += step) {
+#ifdef TWO_ROWS_AT_A_TIME
+    if (window->channels == 3 && size >= 12 && y + 1 < rows && filtered[0] == PAETH && filtered[step] == PAETH) {
+      unfilter_two(window->row, upper, filtered + 1, filtered + step + 1, size);
+      deliver(window, upper);
+      deliver(window, window->row);
+      ++y;
+      filtered += step;
+      continue;
     }
+#endif
+    known = unfilter_row(window->row, filtered + 1, filtered[0], window->channels, size);
+    deliver(window, window->row);
   }
-  return 1;
+  free(upper);
+  return known;
 }
 
-static PyObject *count_pixels(PyObject *module, PyObject *arguments) {
-  Py_buffer filtered;
-  Py_ssize_t width, height;
-  if (!PyArg_ParseTuple(arguments, "y*nn", &filtered, &width, &height)) return NULL;
+static PyObject *unfilter(PyObject *module, PyObject *arguments) {
+  Py_buffer filtered, row, out;
+  Py_ssize_t channels, skip, left, width;
+  if (!PyArg_ParseTuple(arguments, "y*w*nw*nnn", &filtered, &row, &channels, &out, &skip, &left, &width)) return NULL;
   PyObject *result = NULL;
-  if (width < 1 || height < 1 || width >= filtered.len || filtered.len / (width + 1) != height ||
-      filtered.len % (width + 1)) {
-    PyErr_Format(PyExc_ValueError, "%zd bytes are not %zd rows of %zd pixels", filtered.len, height, width);
+  const Py_ssize_t rows = filtered.len / (row.len + 1), wanted = rows > skip ? rows - skip : 0;
+  if ((channels != 1 && channels != 3) || row.len < 1 || row.len % channels || filtered.len % (row.len + 1) ||
+      skip < 0 || left < 0 || width < 1 || width > row.len / channels || left > row.len / channels - width ||
+      wanted > out.len / (width * channels)) {
+    PyErr_SetString(PyExc_ValueError, "sizes do not fit");
     goto done;
   }
-  Row row = {calloc(width, 1), width, height, {width * height}}; /* above the first row all is zero */
-  if (!row.pixels) {
-    PyErr_NoMemory();
-    goto done;
-  }
-  int whole;
+  Window window = {row.buf, row.len, channels, left * channels, width * channels, out.buf, skip};
+  int known;
   Py_BEGIN_ALLOW_THREADS
-  whole = unfilter(&row, filtered.buf);
+  known = unfilter_rows(&window, filtered.buf, rows);
   Py_END_ALLOW_THREADS
-  free(row.pixels);
-  if (whole)
-    result = PyBytes_FromStringAndSize((const char *)row.counts, sizeof row.counts);
+  if (known > 0)
+    result = Py_NewRef(Py_None);
+  else if (known < 0)
+    PyErr_NoMemory();
   else
     PyErr_SetString(PyExc_ValueError, "a row has an unknown filter");
 done:
   PyBuffer_Release(&filtered);
+  PyBuffer_Release(&row);
+  PyBuffer_Release(&out);
   return result;
 }
 
 static PyMethodDef methods[] = {
-    {"count_pixels", count_pixels, METH_VARARGS,
-     "count_pixels(filtered, width, height)\n--\n\n"
-     "Pixels per value, 256 native int64 as bytes, of the inflated rows of an 8-bit grey PNG that is not interlaced.\n\n"
-     "Raises ValueError if they are not `height` rows of `width` pixels, each after the number of its filter."},
+    {"unfilter", unfilter, METH_VARARGS,
+     "unfilter(filtered, row, channels, out, skip, left, width)\n--\n\n"
+     "Unfilters whole rows of an 8-bit PNG with 1 or 3 channels.\n\n"
+     "Args:\n  filtered: the rows, each after the number of its filter.\n"
+     "  row: the row above, replaced by the last one up to the right border of what is wanted.\n"
+     "  channels: 1 or 3.\n  out: filled with the wanted columns of the wanted rows.\n"
+     "  skip: number of rows that are not wanted, before those that are.\n  left, width: the wanted columns, pixels.\n\n"
+     "Raises ValueError if sizes do not fit or a row has an unknown filter."},
     {NULL, NULL, 0, NULL}};
 
 static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_png", NULL, 0, methods, NULL, NULL, NULL, NULL};

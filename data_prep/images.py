@@ -4,30 +4,24 @@ Files are judged by their bytes, never by their names alone. What is right is ke
 read without doubt (palette, grey, opaque alpha) becomes RGB; everything else is a ValueError whose text says what is
 wrong, the likely cause and the remedy.
 
-Sources: PNG, https://www.w3.org/TR/png-3 (chunks and their checksums, section 5.3; image header, 11.2.1).
+Source: PNG, https://www.w3.org/TR/png-3 (chunks and their checksums, section 5.3; image header, 11.2.1).
 """
 
 import dataclasses
 import io
 import struct
-import zlib
 
-import deflate
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from isal import isal_zlib
+from PIL import Image
 
-try:
-    from data_prep import _png  # compiled when the package is installed
-except ImportError:  # there was no C compiler: labels are counted more slowly
-    _png = None
+from data_prep import png
 
 HEADER_BYTES = 64  # of a file, enough for `check_header`
 
-_PNG, _JPEG = b'\x89PNG\r\n\x1a\n', b'\xff\xd8\xff'
-_CHUNK = struct.Struct('>I4s')  # length and kind
+_JPEG = b'\xff\xd8\xff'
 _LFS = b'version https://git-lfs'
 _COLOR_TYPES = {0: 'grey', 2: 'RGB', 3: 'palette', 4: 'grey with alpha', 6: 'RGB with alpha'}
-_DECODE_ERRORS = (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError, zlib.error)
 _COPY = 'Copy or download it again.'
 
 
@@ -76,7 +70,7 @@ def identify(head: bytes, name: str) -> str:
         raise ValueError('is a git-LFS pointer, not the file itself. Run git lfs pull in the dataset.')
     if not any(head):
         raise ValueError(f'begins with zero bytes only, probably a disk or copy that was cut off. {_COPY}')
-    kind = 'png' if head.startswith(_PNG) else 'jpeg' if head.startswith(_JPEG) else None
+    kind = 'png' if head.startswith(png.SIGNATURE) else 'jpeg' if head.startswith(_JPEG) else None
     if kind is None:
         start = head[:8].decode('ascii', 'backslashreplace')
         raise ValueError(f'is neither PNG nor JPEG (it begins with {start!r}). {_COPY}')
@@ -116,36 +110,32 @@ def check_header(head: bytes, name: str, is_label: bool) -> tuple[int, int] | No
     return height, width
 
 
-def check_png(encoded: bytes) -> list[memoryview]:
-    """The pieces of a PNG's compressed pixels, in order.
+def check_png(encoded: bytes) -> None:
+    """Compares a PNG file with its checksums.
 
     Raises:
       ValueError: unless all chunks are there, up to the file's end, with the right checksums.
     """
-    view, size, at, pieces = memoryview(encoded), len(encoded), len(_PNG), []
+    view, size, at = memoryview(encoded), len(encoded), len(png.SIGNATURE)
     while at + 12 <= size:
-        length, kind = _CHUNK.unpack_from(encoded, at)
+        length, kind = png.CHUNK.unpack_from(encoded, at)
         end = at + 8 + length
         if end + 4 > size:
             break
-        if deflate.crc32(view[at + 4 : end]) != int.from_bytes(view[end : end + 4]):
+        if isal_zlib.crc32(view[at + 4 : end]) != int.from_bytes(view[end : end + 4]):
             raise ValueError(f'damaged: the checksum of its {kind!r} chunk at byte {at:,} differs. {_COPY}')
-        if kind == b'IDAT':
-            pieces.append(view[at + 8 : end])
         if kind == b'IEND':
-            return pieces
+            return
         at = end + 4
     raise ValueError(f'truncated after {size:,} bytes, probably an interrupted copy. {_COPY}')
 
 
 def decode(encoded: bytes) -> Image.Image:
-    """Raises ValueError if the file cannot be decoded to its end."""
+    """The whole image. Raises ValueError if the file cannot be decoded to its end."""
     try:
-        image = Image.open(io.BytesIO(encoded), formats=('PNG', 'JPEG'))
-        image.load()
-    except _DECODE_ERRORS as error:
+        return png.decode(encoded)
+    except ValueError as error:
         raise ValueError(f'cannot be decoded ({error}). {_COPY}') from error
-    return image
 
 
 def encode_image(encoded: bytes, name: str, encoding: Encoding) -> EncodedImage:
@@ -168,9 +158,7 @@ def encode_image(encoded: bytes, name: str, encoding: Encoding) -> EncodedImage:
         rgb = rgb.resize(encoding.size[::-1], Image.Resampling.BOX)
     wanted = kind if encoding.image_format == 'source' else encoding.image_format.upper()
     if rgb is not image or wanted != kind:
-        lossless = wanted == 'PNG'
-        options = {} if lossless else {'quality': encoding.jpeg_quality, 'subsampling': 0}
-        encoded = _encode(rgb, wanted, **options)
+        encoded = _encode_png(rgb) if wanted == 'PNG' else _encode_jpeg(rgb, encoding.jpeg_quality)
     return EncodedImage(encoded, rgb.height, rgb.width, size, converted_from)
 
 
@@ -190,6 +178,11 @@ def _as_rgb(image: Image.Image) -> tuple[Image.Image, str | None]:
     raise ValueError(f'is of colour mode {image.mode}, which is not read without doubt. Save it as 8-bit RGB.')
 
 
+def count_pixels(label: Image.Image) -> np.ndarray:
+    """int64 [256]: pixels per label id of a one-channel image."""
+    return np.array(label.histogram(), np.int64)
+
+
 def check_label_counts(counts: np.ndarray, known: set[int]) -> None:
     """Raises ValueError if pixels hold ids outside the label table; `counts` is int64 [256]."""
     unknown = sorted(set(np.flatnonzero(counts).tolist()) - known)
@@ -200,23 +193,18 @@ def check_label_counts(counts: np.ndarray, known: set[int]) -> None:
         raise ValueError(f'holds ids that are not in the label table: {shown}. Pass --labels, or mend the file.')
 
 
-def count_label_pixels(encoded: bytes) -> np.ndarray:
-    """int64 [256], pixels per value of an 8-bit grey PNG, all of which is read.
-
-    The usual ones are counted without being decoded, ten times as fast.
+def read_label(encoded: bytes) -> Image.Image:
+    """The label ids of an 8-bit grey PNG, all of which is read.
 
     Raises:
       ValueError: if the file is damaged.
     """
-    pieces = check_png(encoded)
-    width, height, *_, interlaced = struct.unpack_from('>IIBBBBB', encoded, 16)
-    if _png and not interlaced and width * height <= Image.MAX_IMAGE_PIXELS:
-        try:
-            rows = deflate.zlib_decompress(b''.join(pieces), (width + 1) * height)
-            return np.frombuffer(_png.count_pixels(rows, width, height), np.int64)
-        except (deflate.DeflateError, ValueError):
-            pass  # the decoder says what is wrong, or reads it in spite of that
-    return np.array(decode(encoded).histogram(), np.int64)
+    check_png(encoded)
+    try:
+        pixels = png.read_window(encoded, (0, 0, *png.image_size(encoded)), channels=1)
+    except ValueError as error:
+        raise ValueError(f'cannot be decoded ({error}). {_COPY}') from error
+    return Image.fromarray(pixels[..., 0])
 
 
 def encode_label(
@@ -238,17 +226,17 @@ def encode_label(
       ValueError: if the file is damaged, not a label image, of another size than the image, or holds unknown ids.
     """
     drawn = isinstance(encoded, Image.Image)
-    if drawn:
-        label_size, counts = (encoded.height, encoded.width), np.array(encoded.histogram(), np.int64)
-    else:
-        label_size, counts = check_header(encoded[:HEADER_BYTES], name, is_label=True), count_label_pixels(encoded)
-    if label_size != image_size:
-        raise ValueError(size_mismatch(image_size, label_size))
+    if not drawn:
+        check_header(encoded[:HEADER_BYTES], name, is_label=True)
+    label = encoded if drawn else read_label(encoded)
+    if (label.height, label.width) != image_size:
+        raise ValueError(size_mismatch(image_size, (label.height, label.width)))
+    counts = count_pixels(label)
     check_label_counts(counts, known)
     if size in (None, image_size):
-        return _encode(encoded, 'PNG') if drawn else encoded, counts
-    label = (encoded if drawn else decode(encoded)).resize(size[::-1], Image.Resampling.NEAREST)
-    return _encode(label, 'PNG'), np.array(label.histogram(), np.int64)
+        return _encode_png(label) if drawn else encoded, counts
+    label = label.resize(size[::-1], Image.Resampling.NEAREST)
+    return _encode_png(label), count_pixels(label)
 
 
 def size_mismatch(image_size: tuple[int, int], label_size: tuple[int, int]) -> str:
@@ -263,10 +251,16 @@ def encode_void(size: tuple[int, int], label_id: int) -> tuple[bytes, np.ndarray
     """A label PNG that holds one id everywhere, for images without labels, and its pixels per label id."""
     counts = np.zeros(256, np.int64)
     counts[label_id] = size[0] * size[1]
-    return _encode(Image.new('L', size[::-1], label_id), 'PNG'), counts
+    return _encode_png(Image.new('L', size[::-1], label_id)), counts
 
 
-def _encode(image: Image.Image, image_format: str, **options) -> bytes:
+def _encode_png(image: Image.Image) -> bytes:
     content = io.BytesIO()
-    image.save(content, image_format, **options)
+    image.save(content, 'PNG')
+    return content.getvalue()
+
+
+def _encode_jpeg(image: Image.Image, quality: int) -> bytes:
+    content = io.BytesIO()
+    image.save(content, 'JPEG', quality=quality, subsampling=0)
     return content.getvalue()

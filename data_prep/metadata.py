@@ -80,9 +80,11 @@ def _write_tfds_metadata(data_dir: epath.Path, splits: dict[str, list[dict]]) ->
     sizes = {tuple(record[2:4]) for notes in splits.values() for note in notes for record in note['records']}
     height, width = sizes.pop() if len(sizes) == 1 else (-1, -1)
     features = {
-        'image_id': _feature('text_feature.Text', text={}),
-        'image_left': _feature('image_feature.Image', image=_image(height, width, 3)),
-        'segmentation_label': _feature('image_feature.Image', image=_image(height, width, 1) | {'useColormap': True}),
+        'image_id': _feature('text_feature.Text', 'text', {}),
+        'image_left': _feature('image_feature.Image', 'image', _image(height, width, 3)),
+        'segmentation_label': _feature(
+            'image_feature.Image', 'image', _image(height, width, 1) | {'useColormap': True}
+        ),
     }
     info = {
         'fileFormat': 'tfrecord',
@@ -98,13 +100,13 @@ def _write_tfds_metadata(data_dir: epath.Path, splits: dict[str, list[dict]]) ->
         ],
         'version': '1.0.0',
     }
-    everything = _feature('features_dict.FeaturesDict', featuresDict={'features': features})
+    everything = _feature('features_dict.FeaturesDict', 'featuresDict', {'features': features})
     files.write_atomically(data_dir / _FEATURES_FILE, json.dumps(everything, indent=4, sort_keys=True))
     files.write_atomically(data_dir / records.DATASET_INFO, json.dumps(info, indent=2, sort_keys=True))
 
 
-def _feature(python_class: str, **content: dict) -> dict:
-    return {'pythonClassName': f'tensorflow_datasets.core.features.{python_class}', **content}
+def _feature(python_class: str, kind: str, content: dict) -> dict:
+    return {'pythonClassName': f'tensorflow_datasets.core.features.{python_class}', kind: content}
 
 
 def _image(height: int, width: int, channels: int) -> dict:

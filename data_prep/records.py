@@ -9,31 +9,25 @@ and one `index-<split>.json` per split: where each record lies, its image's size
 read without what lies before it. A folder that TFDS itself built has neither manifest nor index; its index is made
 once, by walking over the record headers.
 
-Sources: TFRecord framing, https://www.tensorflow.org/tutorials/load_data/tfrecord (length, its checksum, data, its
-checksum, little endian); tf.train.Example, tensorflow/core/example/{example,feature}.proto; protobuf wire format,
-https://protobuf.dev/programming-guides/encoding.
+The framing of the records and what is in them: tfrecord.py.
 """
 
 import contextlib
 import dataclasses
 import hashlib
-import io
 import json
 import os
 from collections.abc import Iterator
 
 import numpy as np
 from etils import epath
-from PIL import Image
 
-from data_prep import labels, tfrecord
+from data_prep import labels, png, tfrecord
 from launch import entry, files
 from launch.record_folder import DATASET_INFO, check_complete, shard_lengths
 
 MANIFEST = 'manifest.json'
 FEATURES = ('image_id', 'image_left', 'segmentation_label')
-
-_MEASURED_BYTES = 1 << 16  # enough of an image file to find its size in
 
 
 @dataclasses.dataclass(frozen=True)
@@ -251,7 +245,7 @@ def _scan(data_dir: epath.Path, split: str) -> Iterator[dict]:
                     f'{path}: its records hold {", ".join(sorted(example))}; needed are {", ".join(FEATURES)}. '
                     'TFDS: build cityscapes/semantic_segmentation.',
                 )
-            height, width = image_size(example['image_left'])
+            height, width = png.image_size(example['image_left'])
             rows.append([at, length, height, width, 1, example['image_id'].decode()])
             at += tfrecord.HEADER.size + length + tfrecord.FOOTER.size
         if len(rows) != count:
@@ -259,9 +253,3 @@ def _scan(data_dir: epath.Path, split: str) -> Iterator[dict]:
                 entry.BAD_DATA, f'{path}: holds {len(rows)} records, {DATASET_INFO} says {count}. Copy it again.'
             )
         yield {'file': name, 'bytes': size, 'records': rows}
-
-
-def image_size(encoded: bytes) -> tuple[int, int]:
-    """Height and width of a PNG or JPEG file, by its header."""
-    with Image.open(io.BytesIO(encoded[:_MEASURED_BYTES])) as image:
-        return image.height, image.width

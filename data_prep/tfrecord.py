@@ -1,7 +1,8 @@
 """TFRecord framing and the wire format of tf.train.Example, without TensorFlow.
 
-    data = tfrecord.read_record("cityscapes-train.tfrecord-00000-of-00008", offset=0, length=2_300_000)
-    example = tfrecord.parse(data)
+    data = b''.join(tfrecord.serialize_parts({'image_id': b'ulm_000000_000019', 'image_left': encoded}))
+    record = tfrecord.frame(data)           # as it stands in a shard; tfrecord.read_record takes it out of there
+    tfrecord.parse(data)['image_id']        # b'ulm_000000_000019'
 
 Sources: TFRecord framing, https://www.tensorflow.org/tutorials/load_data/tfrecord (length, its checksum, data, its
 checksum, little endian); tf.train.Example, tensorflow/core/example/{example,feature}.proto; protobuf wire format,
@@ -20,8 +21,6 @@ from launch import entry
 from launch.files import is_remote
 
 HEADER = struct.Struct('<QI')  # length of the data, masked CRC-32C of those 8 bytes
-
-
 FOOTER = struct.Struct('<I')  # masked CRC-32C of the data
 
 
@@ -37,7 +36,7 @@ def frame(data: bytes) -> bytes:
 
 
 def frame_parts(parts: list[bytes]) -> list[bytes]:
-    """One TFRecord of data that comes in parts, likewise: images are not copied to make one."""
+    """One TFRecord of data that comes in parts, in parts too: images are not copied to make one."""
     length = struct.pack('<Q', sum(map(len, parts)))
     return [length, FOOTER.pack(masked_crc(length)), *parts, FOOTER.pack(masked_crc(*parts))]
 
@@ -47,13 +46,12 @@ def record_bytes(length: int) -> int:
     return HEADER.size + length + FOOTER.size
 
 
-def serialize(features: dict[str, bytes]) -> bytes:
-    """A tf.train.Example with one bytes value per feature, keys sorted: the same features give the same bytes."""
-    return b''.join(serialize_parts(features))
-
-
 def serialize_parts(features: dict[str, bytes]) -> list[bytes]:
-    """The same in parts, those of `features` among them."""
+    """A tf.train.Example with one bytes value per feature, in parts that are yet to be joined.
+
+    Keys are sorted, so that the same features give the same bytes. The values are among the parts: images are not
+    copied.
+    """
     entries = []
     for key in sorted(features):
         feature = _field(1, *_field(1, features[key]))

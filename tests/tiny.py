@@ -50,9 +50,8 @@ def write_folder(
             for place in part:
                 image, label = pairs[place]
                 name = f'{split}_{place:03d}'
-                example = tfrecord.serialize(
-                    {'image_id': name.encode(), 'image_left': png(image), 'segmentation_label': png(label)}
-                )
+                features = {'image_id': name.encode(), 'image_left': png(image), 'segmentation_label': png(label)}
+                example = b''.join(tfrecord.serialize_parts(features))
                 rows.append([len(content), len(example), *label.shape, int(labelled), name])
                 content += tfrecord.frame(example)
             file = f'cityscapes-{split}.tfrecord-{number:05d}-of-00002'

@@ -7,12 +7,12 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from data_prep import records
+from data_prep import png, records
 from launch import entry
 from tests import tiny
 from unet.data import decoding, input_pipeline
 
-COMPILED = pytest.mark.skipif(decoding._pixels is None, reason='not compiled')
+COMPILED = pytest.mark.skipif(not png.is_compiled(), reason='not compiled')
 FILTERS = range(5)
 
 
@@ -87,12 +87,12 @@ def test_large_pngs_of_pillow_are_read_as_tensorflow_reads_them(monkeypatch):
         compiled = decoding.read_window(encoded, window, channels=channels, fill=0)
         np.testing.assert_array_equal(compiled, expected[201:508, 303:508])
         with monkeypatch.context() as patch:
-            patch.setattr(decoding, '_pixels', None)
+            patch.setattr(png, 'unfilter', None)
             np.testing.assert_array_equal(decoding.read_window(encoded, window, channels=channels, fill=0), compiled)
 
 
 @pytest.mark.parametrize('mode, options', [('P', {}), ('RGBA', {}), ('L', {}), ('RGB', {'interlaced': True})])
-def test_other_kinds_of_png_are_left_to_tensorflow(mode, options):
+def test_other_kinds_of_png_are_read_as_tensorflow_reads_them(mode, options):
     image = Image.fromarray(picture(30, 40, 3)).convert(mode)
     encoded = content_of(image)
     if options:
@@ -120,18 +120,30 @@ def tf_interlaced(image: np.ndarray) -> bytes:
 @pytest.mark.parametrize(
     'size, target', [((20, 30), (41, 17)), ((64, 96), (32, 48)), ((9, 9), (9, 9)), ((1, 1), (3, 5))]
 )
-def test_resizing_is_that_of_tensorflow_to_one_grey_level(size, target, monkeypatch):
+def test_resizing_is_that_of_tensorflow_to_one_grey_level(size, target):
     image = picture(*size, 3)
     for smooth, method in ((True, 'bilinear'), (False, 'nearest')):
         found = decoding.resize(image, target, smooth=smooth)
         expected = tf.image.resize(image, target, method).numpy().astype(float)
-        # Places are rounded to 1/256 pixel, in each direction by half of that at most: 255 / 512 per direction.
-        assert np.abs(found - expected).max() <= (1.5 if smooth else 0)
+        assert np.abs(found - expected).max() <= (1 if smooth else 0)
         mirrored = decoding.resize(image, target, smooth=smooth, flip=True)
         np.testing.assert_array_equal(mirrored, found[:, ::-1])
-        with monkeypatch.context() as patch:
-            patch.setattr(decoding, '_pixels', None)
-            np.testing.assert_array_equal(decoding.resize(image, target, smooth=smooth, flip=True), mirrored)
+
+
+@pytest.mark.parametrize('seed', range(20))
+def test_labels_come_from_the_nearest_pixel_and_lie_on_the_image(seed):
+    """Each pixel of a resized label is the one that holds its centre, and an image that shows its columns and rows is
+    interpolated at that place, to a grey level and half a pixel."""
+    rng = np.random.default_rng(seed)
+    size, target = (tuple(rng.integers(1, 200, 2).tolist()) for _ in range(2))
+    rows, columns = ((2 * np.arange(new) + 1) * old // (2 * new) for old, new in zip(size, target, strict=True))
+    image = np.broadcast_to(np.arange(size[1], dtype=np.uint8)[:, None], (*size, 3))
+    image = np.where(np.arange(3) == 0, np.arange(size[0], dtype=np.uint8)[:, None, None], image)
+    label = decoding.resize(image[..., :1], target, smooth=False)
+    np.testing.assert_array_equal(label[..., 0], np.broadcast_to(rows[:, None], target))
+    smooth = decoding.resize(image, target, smooth=True).astype(int)
+    assert np.abs(smooth[..., 0] - rows[:, None]).max() <= 1 and np.abs(smooth[..., 1] - columns).max() <= 1
+    np.testing.assert_array_equal(decoding.resize(image[:, ::-1], target, smooth=True), smooth[:, ::-1])
 
 
 @COMPILED
@@ -163,7 +175,7 @@ def test_examples_do_not_depend_on_the_compiled_part(tmp_path, monkeypatch):
         return list(dataset.as_numpy_iterator())
 
     compiled = batches()
-    monkeypatch.setattr(decoding, '_pixels', None)
+    monkeypatch.setattr(png, 'unfilter', None)
     for expected, found in zip(compiled, batches(), strict=True):
         assert expected.keys() == found.keys() == {'image', 'label', 'color', 'dropout_mask'}
         for name in expected:

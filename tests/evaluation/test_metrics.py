@@ -47,18 +47,9 @@ def test_void_is_not_counted_but_predicting_it_costs():
     assert scores['eval/miou_present'] == pytest.approx(60 / 101)
 
 
-@pytest.fixture(params=['compiled', 'numpy'])
-def counting(request, monkeypatch):
-    """Both ways of counting."""
-    if request.param == 'numpy':
-        monkeypatch.setattr(metrics, '_count', None)
-    elif metrics._count is None:
-        pytest.skip('not compiled')
-
-
-@pytest.mark.parametrize('size', [(1, 1), (1, 40), (37, 1), (30, 64), (29, 61), (16, 44), (0, 5), (5, 0)])
+@pytest.mark.parametrize('size', [(1, 1), (1, 40), (37, 1), (30, 64), (29, 61), (270, 301), (0, 5), (5, 0)])
 @pytest.mark.parametrize('grain', [1, 6])
-def test_counting_matches_a_loop_and_keeps_unknown_ids_apart(counting, size, grain):
+def test_counting_matches_a_loop_and_keeps_unknown_ids_apart(size, grain):
     """Any width, smooth label maps and noise."""
     rng = np.random.default_rng(0)
 
@@ -77,7 +68,7 @@ def test_counting_matches_a_loop_and_keeps_unknown_ids_apart(counting, size, gra
     assert counts[-1] == (truth == 255).sum()
 
 
-def test_counting_refuses_what_it_cannot_count(counting):
+def test_counting_refuses_what_it_cannot_count():
     truth = np.zeros((20, 16), np.uint8)
     with pytest.raises(ValueError, match='predicted id 7'):
         metrics.count_pairs(truth, np.where(np.arange(16) < 9, truth, np.uint8(7)), 7)
@@ -87,7 +78,7 @@ def test_counting_refuses_what_it_cannot_count(counting):
         metrics.count_pairs(truth.astype(np.int64), truth, 7)
 
 
-def test_both_ways_of_counting_agree_on_all_ids_and_on_parts_of_arrays(counting):
+def test_all_ids_and_parts_of_arrays_are_counted():
     rng = np.random.default_rng(3)
     for grain in (1, 5, 40):
         truth, prediction = rng.integers(0, 256, (2, 60, 80)).astype(np.uint8).repeat(grain, 2)[:, ::2, 3:-5]

@@ -1,7 +1,10 @@
 """Records -> batches of uint8 images and labels, every example a function of (seed, position) alone.
 
-    batches = input_pipeline.train_batches(split, order, batch=4, crop=(512, 1024), ...)
-    # {'image': [4, 512, 1024, 3] uint8, 'label': [4, 512, 1024] uint8, 'color': [4, 3] float32}
+    reader = input_pipeline.Reader(split)
+    make_example = input_pipeline.example_maker(
+        reader, seed=1, crop=(512, 1024), scale=(0.5, 2.0), flip=0.5, color=(0.1, 0.1, 0.1)
+    )
+    image, label, color = make_example(0)       # uint8 [512, 1024, 3], uint8 [512, 1024], float32 [3]
 
 A *position* counts the examples of a run from 0: step s of a run with global batch B trains on positions s*B to
 (s+1)*B - 1, however many replicas share them. The examples of each epoch are a seeded permutation of the split, and an
@@ -85,17 +88,24 @@ class Reader:
         """Height and width of the stored image."""
         return int(self.split.height[example]), int(self.split.width[example])
 
-    def function(self, make: Callable[..., tuple[np.ndarray, ...]], types: tuple) -> Callable:
-        """A Python function of one array as one that tf.data can map; `make` is a function of its argument alone."""
+    def numpy_function(
+        self, function: Callable[[np.ndarray], tuple[np.ndarray, ...]], types: tuple[tf.DType, ...]
+    ) -> Callable[[tf.Tensor], list[tf.Tensor]]:
+        """Makes a Python function into one that tf.data can map, and keeps the first error that it raises.
 
-        def made(argument: np.ndarray) -> tuple[np.ndarray, ...]:
+        Args:
+          function: of one array, whose results depend on nothing else.
+          types: of its results.
+        """
+
+        def call(argument: np.ndarray) -> tuple[np.ndarray, ...]:
             try:
-                return make(argument)
+                return function(argument)
             except Exception as error:
                 self.failure = self.failure or error
                 raise
 
-        return lambda argument: tf.numpy_function(made, [argument], types, stateful=False)
+        return lambda argument: tf.numpy_function(call, [argument], types, stateful=False)
 
 
 def example_maker(
@@ -113,7 +123,7 @@ def example_maker(
     dropout: float = 0.0,
     dropout_channels: int = 0,
 ) -> Callable[[int], tuple[np.ndarray, ...]]:
-    """What makes the training example at a position: a function of the position alone, for any thread or host.
+    """Makes the function that makes the training example at a position, in any thread and on any host the same.
 
     Args:
       reader: of the training split.
@@ -121,7 +131,7 @@ def example_maker(
       crop: height and width of what is returned, pixels.
       scale: random zoom, (smallest, largest).
       flip: probability of a left-right flip.
-      color: largest brightness shift, contrast and saturation change; see `color_jitter`.
+      color: largest brightness shift, contrast and saturation change; see `preprocess.color_jitter`.
       resize: height and width that the stored image is resized to first; (0, 0): as stored.
       resize_method: 'bilinear' or 'nearest', of images; labels are always taken from the nearest pixel.
       cache: keep the decoded and resized examples. Augmentation comes after the cache.
@@ -132,35 +142,83 @@ def example_maker(
     Returns:
       A function of a position that returns what `train_batches` yields, without the batch.
     """
-    size = len(reader.split)
-    load = functools.partial(_whole, reader, resize=resize, smooth=resize_method == 'bilinear')
-    stored = np.stack([reader.split.height, reader.split.width], 1)
-    decoded = np.broadcast_to(resize, stored.shape) if any(resize) else stored  # height and width of each example
+    stored = np.stack([reader.split.height, reader.split.width], 1)  # height and width of each example
+    decoded = np.broadcast_to(resize, stored.shape) if any(resize) else stored
+    load = functools.partial(read_whole, reader, resize=resize, smooth=resize_method == 'bilinear')
     if cache:
         load = example_cache.in_memory(load) if cache_dir is None else example_cache.on_disk(load, decoded, cache_dir)
 
-    def make(position: int) -> tuple[np.ndarray, ...]:
-        example = example_at(position, size, seed)
+    def make_example(position: int) -> tuple[np.ndarray, ...]:
+        example = example_at(position, len(reader.split), seed)
         # Drawn by a counter-based generator, https://doi.org/10.1145/2063384.2063405: of no state but its key.
         random = np.random.Generator(np.random.Philox(key=[position, seed]))
         draws = random.random(_DRAWS)
-        window = _window(decoded[example], crop, scale, draws)
+        window = crop_window(decoded[example], crop, scale, draws[:3])
         if cache or (decoded[example] != stored[example]).any():
-            image, label = (
-                _cut(part, window, fill) for part, fill in zip(load(example), (_GREY, IGNORED), strict=True)
-            )
+            image, label = load(example)
+            image, label = decoding.cut_window(image, window, _GREY), decoding.cut_window(label, window, IGNORED)
         else:
             image, label = reader.decode(example, reader.read(example), window)
-        flipped = bool(draws[3] < flip)
-        image = decoding.resize(image, crop, smooth=True, flip=flipped)
-        label = decoding.resize(label, crop, smooth=False, flip=flipped)
-        made = image, label[..., 0], ((2 * draws[4:] - 1) * color).astype(np.float32)
-        if dropout:
-            mask = random.random((1, 1, dropout_channels)) >= dropout
-            made += ((mask / (1 - dropout)).astype(np.float32),)
-        return made
+        image, label = augment(image, label, crop, flip=draws[3] < flip)
+        color_change = ((2 * draws[4:] - 1) * color).astype(np.float32)
+        if not dropout:
+            return image, label, color_change
+        kept = random.random((1, 1, dropout_channels)) >= dropout
+        return image, label, color_change, (kept / (1 - dropout)).astype(np.float32)
 
-    return make
+    return make_example
+
+
+def crop_window(
+    size: tuple[int, int], crop: tuple[int, int], scale: tuple[float, float], draws: np.ndarray
+) -> tuple[int, int, int, int]:
+    """The part of an image that becomes the crop.
+
+    Args:
+      size: height and width of the image.
+      crop: height and width of the crop.
+      scale: the smallest and the largest zoom.
+      draws: float [3] in [0, 1), from which zoom, top and left follow.
+
+    Returns:
+      Top, left, height, width in pixels of the image. It may be larger than the image; then the image lies at a random
+      place within it.
+    """
+    zoom = scale[0] + (scale[1] - scale[0]) * float(draws[0])
+    window = [max(round(side / zoom), 1) for side in crop]
+    first = []
+    for whole, part, draw in zip(size, window, draws[1:], strict=True):
+        slack = int(whole) - part  # negative where the window is larger
+        # floor(draw * (slack + 1)) is uniform over 0..slack; mirrored for a negative slack.
+        place = min(int(float(draw) * (abs(slack) + 1)), abs(slack))
+        first.append(place if slack >= 0 else -place)
+    return (*first, *window)
+
+
+def augment(
+    image: np.ndarray, label: np.ndarray, crop: tuple[int, int], *, flip: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Zooms and mirrors a window.
+
+    Args:
+      image: uint8 [h, w, 3].
+      label: uint8 [h, w, 1].
+      crop: height and width that both are brought to.
+      flip: mirror both left to right.
+
+    Returns:
+      The crop uint8 [*crop, 3], and its label uint8 [*crop].
+    """
+    image = decoding.resize(image, crop, smooth=True, flip=flip)
+    return image, decoding.resize(label, crop, smooth=False, flip=flip)[..., 0]
+
+
+def read_whole(reader: Reader, example: int, resize: tuple[int, int], smooth: bool) -> tuple[np.ndarray, np.ndarray]:
+    """A whole example, resized unless `resize` is (0, 0): image uint8 [h, w, 3] and label uint8 [h, w, 1]."""
+    image, label = reader.decode(example, reader.read(example), (0, 0, *reader.size(example)))
+    if any(resize):
+        image, label = decoding.resize(image, resize, smooth=smooth), decoding.resize(label, resize, smooth=False)
+    return image, label
 
 
 def train_batches(
@@ -194,57 +252,20 @@ def train_batches(
     if dropout_channels:
         parts['dropout_mask'] = tf.float32, (1, 1, dropout_channels)
 
-    def numbered(number: np.ndarray) -> tuple[np.ndarray, ...]:
+    def example_of(number: np.ndarray) -> tuple[np.ndarray, ...]:  # the number counts examples over all batches
         return make_example(positions(int(number) // batch)[int(number) % batch])
 
-    call = reader.function(numbered, tuple(dtype for dtype, _ in parts.values()))
+    call = reader.numpy_function(example_of, tuple(dtype for dtype, _ in parts.values()))
 
-    def example_of(number: tf.Tensor) -> dict[str, tf.Tensor]:
-        made = zip(parts.items(), call(number), strict=True)
-        return {name: tf.ensure_shape(part, shape) for (name, (_, shape)), part in made}
+    def load(number: tf.Tensor) -> dict[str, tf.Tensor]:
+        named = zip(parts.items(), call(number), strict=True)
+        return {name: tf.ensure_shape(part, shape) for (name, (_, shape)), part in named}
 
     dataset = (
         tf.data.Dataset.counter(first * batch) if last is None else tf.data.Dataset.range(first * batch, last * batch)
     )
-    dataset = dataset.map(example_of, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    dataset = dataset.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     return dataset.batch(batch, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
-
-
-def _whole(reader: Reader, example: int, resize: tuple[int, int], smooth: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Whole image uint8 [h, w, 3] and label uint8 [h, w, 1], resized if asked to."""
-    image, label = reader.decode(example, reader.read(example), (0, 0, *reader.size(example)))
-    if any(resize):
-        image, label = decoding.resize(image, resize, smooth=smooth), decoding.resize(label, resize, smooth=False)
-    return image, label
-
-
-def _window(
-    shape: tuple[int, int], crop: tuple[int, int], scale: tuple[float, float], draws: np.ndarray
-) -> tuple[int, int, int, int]:
-    """The part of the image that becomes the crop: top, left, height, width in pixels of the image.
-
-    It may be larger than the image; then the image lies at a random place within it.
-    """
-    zoom = scale[0] + (scale[1] - scale[0]) * float(draws[0])
-    window = [max(round(side / zoom), 1) for side in crop]
-    first = []
-    for whole, part, draw in zip(shape, window, draws[1:3], strict=True):
-        slack = int(whole) - part  # negative where the window is larger
-        # floor(draw * (slack + 1)) is uniform over 0..slack; mirrored for a negative slack.
-        place = min(int(float(draw) * (abs(slack) + 1)), abs(slack))
-        first.append(place if slack >= 0 else -place)
-    return (*first, *window)
-
-
-def _cut(image: np.ndarray, window: tuple[int, int, int, int], fill: int) -> np.ndarray:
-    """The window out of a decoded image uint8 [h, w, c], with a border of `fill` where it reaches beyond."""
-    top, left, height, width = window
-    visible = image[max(top, 0) : max(top + height, 0), max(left, 0) : max(left + width, 0)]
-    if visible.shape[:2] == (height, width):
-        return visible
-    out = np.full((height, width, image.shape[2]), fill, np.uint8)
-    out[max(-top, 0) :, max(-left, 0) :][: visible.shape[0], : visible.shape[1]] = visible
-    return out
 
 
 def eval_batches(split: records.Split, batch: int, replicas: int) -> np.ndarray:
@@ -277,15 +298,15 @@ def eval_dataset(reader: Reader, batches: np.ndarray) -> tf.data.Dataset:
       A batch of none has one void image of 16x16, so that no layer ever sees an empty tensor.
     """
 
-    def make(examples: np.ndarray) -> tuple[np.ndarray, ...]:
+    def decode(examples: np.ndarray) -> tuple[np.ndarray, ...]:
         examples = examples[examples >= 0]
         if not len(examples):
             return examples, np.zeros((1, 16, 16, 3), np.uint8), np.full((1, 16, 16), IGNORED, np.uint8)
-        pairs = [_whole(reader, int(example), (0, 0), smooth=False) for example in examples]
+        pairs = [read_whole(reader, int(example), (0, 0), smooth=False) for example in examples]
         image, label = (np.stack(parts) for parts in zip(*pairs, strict=True))
         return examples, image, label[..., 0]
 
-    call = reader.function(make, (tf.int64, tf.uint8, tf.uint8))
+    call = reader.numpy_function(decode, (tf.int64, tf.uint8, tf.uint8))
 
     def load(row: tf.Tensor) -> dict[str, tf.Tensor]:
         examples, image, label = call(row)

@@ -6,19 +6,13 @@
 Source of the official rules: cityscapesScripts, evaluation/evalPixelLevelSemanticLabeling.py.
 """
 
-import math
 from collections.abc import Iterable
 
 import numpy as np
 
 from data_prep import labels
 
-try:
-    from unet import _count  # compiled when the package is installed
-except ImportError:
-    _count = None
-
-_CROWDED = 0.25  # share of words with a change from which counting pixel by pixel is faster
+_BLOCK = 1 << 16  # pixels counted at a time, so that what is made of them stays in the processor's cache
 
 
 def count_pairs(truth: np.ndarray, prediction: np.ndarray, num_ids: int) -> np.ndarray:
@@ -39,56 +33,17 @@ def count_pairs(truth: np.ndarray, prediction: np.ndarray, num_ids: int) -> np.n
         raise ValueError(
             f'truth is {truth.dtype} {truth.shape}, prediction {prediction.dtype} {prediction.shape}: must be uint8'
         )
-    if _count is None:
-        return _count_in_numpy(truth, prediction, num_ids)
-    maps = (np.ascontiguousarray(label_ids) for label_ids in (truth, prediction))
-    return np.frombuffer(_count.count_pairs(*maps, num_ids), np.int64).copy()
-
-
-def _count_in_numpy(truth: np.ndarray, prediction: np.ndarray, num_ids: int) -> np.ndarray:
-    """`count_pairs` where there is no compiler.
-
-    Most pixels of a label map are like the one above. So the first row is counted as if all rows were like it; where a
-    pixel differs from the one above, what it is counts once more for each row from there on, and what is above it once
-    less. Such pixels are found by comparing words of up to eight pixels.
-    """
-    height, width = truth.shape
-    word = np.dtype(f'u{math.gcd(width, 8)}')
-    true, predicted = (np.ascontiguousarray(array).view(word) for array in (truth, prediction))
-    changes = true[1:] != true[:-1]
-    changes |= predicted[1:] != predicted[:-1]
-    above = np.flatnonzero(changes)
-    if len(above) > _CROWDED * changes.size:
-        return _histogram(truth.ravel(), prediction.ravel(), None, num_ids)
-    rows_left = (height - 1.0) - above // max(true.shape[1], 1)
-    true, predicted = true.ravel(), predicted.ravel()
-    true_before, predicted_before = true[above], predicted[above]
-    above += true.shape[0] // max(height, 1)  # the same word one row below
-    true, predicted = true[above], predicted[above]
-    differing = (true ^ true_before) | (predicted ^ predicted_before)
-    pixels = np.flatnonzero(differing.view(np.uint8) != 0)
-    rows_left = rows_left[pixels >> (word.itemsize.bit_length() - 1)]  # of the word that each lies in
-
-    def of_pixels(*words: np.ndarray) -> list[np.ndarray]:
-        return [each.view(np.uint8)[pixels] for each in words]
-
-    counts = height * _histogram(truth[:1].ravel(), prediction[:1].ravel(), None, num_ids)
-    counts += _histogram(*of_pixels(true, predicted), rows_left, num_ids)
-    counts -= _histogram(*of_pixels(true_before, predicted_before), rows_left, num_ids)
-    return counts
-
-
-def _histogram(truth: np.ndarray, prediction: np.ndarray, times: np.ndarray | None, num_ids: int) -> np.ndarray:
-    """The result of `count_pairs` for pixels [k] that each count `times` [k]; None: once."""
     if prediction.max(initial=0) >= num_ids:
         raise ValueError(f'predicted id {prediction.max()}, but ids end at {num_ids - 1}')
-    pairs = truth.astype(np.intp)
-    pairs *= num_ids
-    pairs += prediction
+    truth, prediction = truth.ravel(), prediction.ravel()
     bins = num_ids * num_ids
-    counts = np.bincount(pairs, times, minlength=bins + 1)
+    counts = np.zeros(256 * num_ids + 1, np.int64)  # for every value that a true id may have, and an extra bin at least
+    for first in range(0, truth.size, _BLOCK):
+        pairs = truth[first : first + _BLOCK] * np.uint16(num_ids)  # below 256 * num_ids, so that 16 bits hold them
+        pairs += prediction[first : first + _BLOCK]
+        counts += np.bincount(pairs, minlength=len(counts))
     counts[bins] = counts[bins:].sum()
-    return counts[: bins + 1].astype(np.int64)  # float64 is exact up to 2**53
+    return counts[: bins + 1]
 
 
 def iou(hits: int, missed: int, false: int) -> float:

@@ -1,0 +1,144 @@
+"""Reads the part of a PNG file that is needed: the converter its labels, the trainer the windows that become crops.
+
+    height, width = png.image_size(encoded)
+    pixels = png.read_window(encoded, (0, 0, height, width), channels=3)
+
+A file is inflated only as far down as the window reaches and unfiltered only as far to the right. Without the compiled
+part, and for kinds of PNG that it does not read, Pillow decodes the whole file: to the same pixels, more slowly.
+
+Source: PNG, https://www.w3.org/TR/png-3 (chunks, section 5.3; image header, 11.2.1).
+"""
+
+import io
+import struct
+import zlib
+from collections.abc import Iterator
+
+import numpy as np
+from isal import isal_zlib
+from PIL import Image, UnidentifiedImageError
+
+try:
+    from data_prep._png import unfilter  # compiled when the package is installed
+except ImportError:  # there was no C compiler
+    unfilter = None
+
+SIGNATURE = b'\x89PNG\r\n\x1a\n'
+CHUNK = struct.Struct('>I4s')  # length and kind
+SLOW_READER_REMEDY = (
+    'Install a C compiler and the headers of Python (Debian: apt-get install gcc libc6-dev python3-dev), then this '
+    'package again with pip.'
+)
+
+_HEADER = struct.Struct('>II5B')  # width, height, depth, colour type, compression, filter method, interlace
+_PLAIN = {1: (8, 0, 0, 0, 0), 3: (8, 2, 0, 0, 0)}  # what the header ends with by channels: 8-bit grey, 8-bit RGB
+_PIECE = 1 << 15  # compressed bytes inflated at a time, so that the pixels stay in the processor's cache
+_LARGEST_RATIO = 1032  # of inflated to compressed bytes, https://zlib.net/zlib_tech.html
+_PILLOW_ERRORS = (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError, zlib.error)
+
+
+def is_compiled() -> bool:
+    """Whether the compiled reader is in use; if not, SLOW_READER_REMEDY says what to do."""
+    return unfilter is not None
+
+
+def describe_reader() -> str:
+    """Which reader of PNG files is in use, in a few words for a person."""
+    return 'compiled' if is_compiled() else 'Pillow, which decodes whole images and is several times as slow'
+
+
+def image_size(encoded: bytes) -> tuple[int, int]:
+    """Height and width of a PNG or JPEG file, pixels, by its header.
+
+    Raises:
+      ValueError: if there is no such header.
+    """
+    if encoded.startswith(SIGNATURE):
+        try:
+            width, height, *_ = _HEADER.unpack_from(encoded, 16)
+        except struct.error as error:
+            raise ValueError(f'it ends within its header, after {len(encoded)} bytes') from error
+        return height, width
+    try:
+        with Image.open(io.BytesIO(encoded), formats=('JPEG',)) as image:
+            return image.height, image.width
+    except _PILLOW_ERRORS as error:
+        raise ValueError(f'it is neither a PNG nor a JPEG ({error})') from error
+
+
+def decode(encoded: bytes) -> Image.Image:
+    """The whole of a PNG or JPEG file of any kind, decoded by Pillow.
+
+    Raises:
+      ValueError: if it cannot be decoded to its end.
+    """
+    try:
+        image = Image.open(io.BytesIO(encoded), formats=('PNG', 'JPEG'))
+        image.load()
+    except _PILLOW_ERRORS as error:
+        raise ValueError(str(error)) from error
+    return image
+
+
+def read_window(encoded: bytes, window: tuple[int, int, int, int], *, channels: int) -> np.ndarray:
+    """The pixels of a window.
+
+    Args:
+      encoded: a PNG file.
+      window: top, left, height, width, pixels; it lies within the image.
+      channels: 1 (grey) or 3 (RGB); an image of another kind is converted.
+
+    Returns:
+      uint8 [height, width, channels]
+
+    Raises:
+      ValueError: if the file is damaged as far as it is read.
+    """
+    top, left, height, width = window
+    try:
+        whole_width, _, *kind = _HEADER.unpack_from(encoded, 16)
+        if unfilter is None or tuple(kind) != _PLAIN[channels]:
+            return _decode_whole(encoded, channels)[top : top + height, left : left + width]
+        size = (top + height) * (whole_width * channels + 1)
+        if size > _LARGEST_RATIO * len(encoded):
+            raise ValueError(f'{len(encoded):,} bytes cannot hold {whole_width} columns and {top + height} rows')
+        out = np.empty((height, width, channels), np.uint8)
+        row = bytearray(whole_width * channels)  # the one above; nothing but zeros above the first
+        done, rest = 0, b''
+        for piece in _inflate(encoded, size):
+            piece = rest + piece
+            rows = len(piece) // (len(row) + 1)
+            end = rows * (len(row) + 1)
+            wanted = memoryview(out)[max(done - top, 0) :]
+            unfilter(memoryview(piece)[:end], row, channels, wanted, max(top - done, 0), left, width)
+            done, rest = done + rows, piece[end:]
+        return out
+    except (struct.error, isal_zlib.error) as error:
+        raise ValueError(str(error)) from error
+
+
+def _inflate(encoded: bytes, size: int) -> Iterator[bytes]:
+    """The first `size` bytes of a PNG's filtered rows, in pieces."""
+    view, inflater, at = memoryview(encoded), isal_zlib.decompressobj(), len(SIGNATURE)
+    while True:
+        length, kind = CHUNK.unpack_from(encoded, at)
+        if kind == b'IDAT':
+            for first in range(at + 8, min(at + 8 + length, len(encoded)), _PIECE):
+                piece = inflater.decompress(view[first : min(first + _PIECE, at + 8 + length)], size)
+                size -= len(piece)
+                yield piece
+                if not size:
+                    return
+        if kind == b'IEND' or at + 12 + length >= len(encoded):
+            raise ValueError(f'it ends {size:,} bytes of pixels too early')
+        at += 12 + length
+
+
+def _decode_whole(encoded: bytes, channels: int) -> np.ndarray:
+    """uint8 [h, w, channels]"""
+    image = decode(encoded)
+    if image.mode.startswith('I;16'):  # which convert() would clip at 255
+        pixels = (np.asarray(image) >> 8).astype(np.uint8)[..., None]
+        return np.repeat(pixels, channels, axis=-1)
+    pixels = np.asarray(image.convert('L' if channels == 1 else 'RGB'))
+    return pixels[..., None] if channels == 1 else pixels
