@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 from ml_collections import ConfigDict
 
-from data_prep import labels, records
+from data_prep import labels, png, records
 from launch import entry
 from unet.diagnostics import device_speed
 from unet.distributed import cluster
@@ -68,6 +68,7 @@ def before_training(
     """
     replicas = strategy.num_replicas_in_sync
     yield _versions()
+    yield _png_reader()
     yield _data(data_dir)
     yield _labelled(split, eval_split)
     yield _workers(split, cluster.place(strategy)[1])
@@ -90,6 +91,10 @@ def _versions() -> Check:
         + (f', built for CUDA {cuda}' if cuda else ''),
         'TensorFlow 2.21 and Keras 3.15 or later are needed: pip install -c constraints.txt -e .',
     )
+
+
+def _png_reader() -> Check:
+    return Check('PNG reader', png.is_compiled(), png.describe_reader(), png.SLOW_READER_REMEDY, entry.OK)
 
 
 def _data(data_dir: str) -> Check:
