@@ -19,21 +19,21 @@ from unet.training import build as training_build
 
 
 def step_and_batch(config: ConfigDict) -> tuple[Callable, dict[str, tf.Tensor]]:
-    """The step of one device on a new network, compiled if the config says so, and a batch of noise."""
-    network = model_build.build_model(config, labels.CITYSCAPES, replicas=1)
-    state = training_build.train_state(config, network)
-    step = tf.function(training_build.replica_step(config, network, state, labels.CITYSCAPES, 1, None))
+    """The step of one device on a new model, compiled if the config says so, and a batch of noise."""
+    model = model_build.build_model(config, labels.CITYSCAPES, replicas=1)
+    state = training_build.train_state(config, model)
+    step = tf.function(training_build.replica_step(config, model, state, labels.CITYSCAPES, 1, None))
     batch = data_build.noise_batch(config, config.global_batch)
     return step, {name: tf.constant(values) for name, values in batch.items()}
 
 
 def training_steps(config: ConfigDict, strategy: tf.distribute.Strategy, steps: int) -> Callable[[], object]:
-    """A function that takes so many of unet.main's steps on a new network, one per call of them, and returns when they
+    """A function that takes so many of unet.main's steps on a new model, one per call of them, and returns when they
     are done."""
     with strategy.scope():
-        network = model_build.build_model(config, labels.CITYSCAPES, replicas=1)
-        state = training_build.train_state(config, network)
-    train_steps = training_build.train_steps(config, network, state, labels.CITYSCAPES, strategy, None)
+        model = model_build.build_model(config, labels.CITYSCAPES, replicas=1)
+        state = training_build.train_state(config, model)
+    train_steps = training_build.train_steps(config, model, state, labels.CITYSCAPES, strategy, None)
     batches = data_build.iterate(throughput.same_batch_again(config, strategy))
 
     def take_steps():

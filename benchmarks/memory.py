@@ -40,7 +40,7 @@ def main() -> None:
     print(
         f'{config.global_batch} images of {"x".join(map(str, config.data.crop))} at width {config.model.width} in '
         f'{config.runtime.microbatches} part(s): {figures["peak_bytes"] / 2**30:.2f} GiB, of which '
-        f'{before / 2**30:.2f} before the network was made; estimated {figures["estimated_bytes"] / 2**30:.2f}'
+        f'{before / 2**30:.2f} before the model was made; estimated {figures["estimated_bytes"] / 2**30:.2f}'
     )
     if _OUTPUT.value:
         pathlib.Path(_OUTPUT.value).write_text(json.dumps(figures, indent=1) + '\n')

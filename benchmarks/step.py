@@ -1,4 +1,4 @@
-"""Measures our training step beside Keras's `fit` on the same network, bare, and in other ways of computing it.
+"""Measures our training step beside Keras's `fit` on the same model, bare, and in other ways of computing it.
 
     python -m benchmarks.step --config=configs/cityscapes_256.py --config.model.width=16 --config.global_batch=8
 
@@ -60,7 +60,7 @@ def main() -> None:
                 own.runtime.microbatches = 2
             calls[f'{side}, XLA {jit}'] = _call_of(side, own, device)
     for name, call in calls.items():
-        call()  # traces and compiles, once all are there: making a network empties TensorFlow's cache of kernels
+        call()  # traces and compiles, once all are there: making a model empties TensorFlow's cache of kernels
         print(f'{name}: ready', flush=True)
     seconds = alternating.run(calls, _ROUNDS.value)
     images = config.global_batch * _STEPS.value
@@ -103,8 +103,8 @@ def _call_of(side: str, config, device: str):
     steps, compiled = _STEPS.value, config.runtime.jit_compile == 'on'
     if side == 'fit':
         batch = data_build.noise_batch(config, config.global_batch)
-        network = model_build.build_model(config, labels.CITYSCAPES, replicas=1)
-        network.compile(
+        model = model_build.build_model(config, labels.CITYSCAPES, replicas=1)
+        model.compile(
             keras.optimizers.Adam(config.optimizer.learning_rate),
             keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=labels.IGNORED),
             jit_compile=compiled,
@@ -112,7 +112,7 @@ def _call_of(side: str, config, device: str):
         classes = model_build.class_of_id(config.labels, labels.CITYSCAPES)[batch['label']]
         images = preprocess.normalize(batch['image'])
         data = tf.data.Dataset.from_tensors((images, classes)).repeat().prefetch(tf.data.AUTOTUNE)
-        return lambda: network.fit(data, steps_per_epoch=steps, verbose=0)
+        return lambda: model.fit(data, steps_per_epoch=steps, verbose=0)
 
     if side == 'bare':
         step, batch = bare.step_and_batch(config)

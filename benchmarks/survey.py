@@ -42,7 +42,7 @@ def main() -> None:
 
     from benchmarks import bare
     from data_prep import labels
-    from unet.diagnostics import device_speed
+    from unet.diagnostics import checks
     from unet.models import build as model_build
 
     tf.get_logger().setLevel('ERROR')  # it would wonder at so many steps of the same code
@@ -55,13 +55,13 @@ def main() -> None:
         expected = None
         if _EXPECT.value:
             classes = len(model_build.id_of_class(config.labels, labels.CITYSCAPES))
-            expected = device_speed.step_seconds(config, classes, strategy)
+            expected = checks.expected_step_seconds(config, classes, strategy)
         calls = {}
         for jit in ('off', 'on'):
             own = config.copy_and_resolve_references()
             own.runtime.jit_compile = jit
             calls[jit] = bare.training_steps(own, strategy, 1)
-        alternating.run(calls, 1)  # traces and compiles, once both are there: making a network empties kernel caches
+        alternating.run(calls, 1)  # traces and compiles, once both are there: making a model empties kernel caches
         seconds = alternating.run(calls, _ROUNDS.value)
         medians = {jit: statistics.median(times) for jit, times in seconds.items()}
         height, width = config.data.crop

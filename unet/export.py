@@ -77,7 +77,7 @@ def main() -> None:
     print(f'{path}, compared on {_SPLIT.value} of {_DATA_DIR.value}', flush=True)
 
     def model_in(precision: str, *, folded: bool = False) -> saved_model.Outputs:
-        own, net = model_build.in_precision(config, network, table, precision)
+        own, net = model_build.build_in_precision(config, network, table, precision)
         if folded:
             fold_batch_norm.fold(net)
         return saved_model.outputs_of_logits(

@@ -156,10 +156,10 @@ def test_expected_time_is_work_over_speed():
     height, width = config.data.crop
     one_convolution = 3 * 2 * 9 * config.model.width**2 * height * width / rate  # the same work on every level
     levels = [one_convolution] * config.model.depth
-    seconds = step_cost.step_seconds(config, 19, levels)
+    seconds = step_cost.step_seconds(model_build.build_uninitialized(config, 19), levels)
     assert seconds == pytest.approx(model_build.estimate_cost(config, 19).step_flops / rate)
     config.runtime.recompute = True
-    again = step_cost.step_seconds(config, 19, levels)
+    again = step_cost.step_seconds(model_build.build_uninitialized(config, 19), levels)
     assert again == pytest.approx(model_build.estimate_cost(config, 19).step_flops / rate)
     channels = config.model.width
     kept = (

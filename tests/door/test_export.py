@@ -170,7 +170,7 @@ def test_a_folder_that_holds_no_model_or_a_damaged_one_is_named(tmp_path):
     ],
     ids=str,
 )
-def test_every_kind_of_network_is_exported_as_it_is(fields, tmp_path):
+def test_every_kind_of_model_is_exported_as_it_is(fields, tmp_path):
     """Replaces a version that is there; constants are folded: no variable is left."""
     import tensorflow as tf
 
@@ -180,14 +180,14 @@ def test_every_kind_of_network_is_exported_as_it_is(fields, tmp_path):
 
     config = default.get_config()
     config.update_from_flattened_dict({'model.width': 4, 'model.depth': 3, 'data.crop': (32, 32)} | fields)
-    network = model_build.build_model(config, labels.CITYSCAPES, replicas=1)
+    model = model_build.build_model(config, labels.CITYSCAPES, replicas=1)
     rng = np.random.default_rng(0)
-    for variable in network.variables:
+    for variable in model.variables:
         if 'variance' not in variable.path:
             variable.assign(variable.numpy() + rng.normal(0, 0.05, variable.shape))
     images = [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in ((33, 47), (64, 80))]
     model = saved_model.outputs_of_logits(
-        inference_build.logits(config, network), model_build.id_of_class(config.labels, labels.CITYSCAPES)
+        inference_build.logits(config, model), model_build.id_of_class(config.labels, labels.CITYSCAPES)
     )
     (tmp_path / '7').mkdir()
     (tmp_path / '7/old').touch()
@@ -227,19 +227,19 @@ def test_folding_changes_nothing_and_leaves_only_signs_and_shifts(residual, fold
     from unet.exporting import fold_batch_norm
     from unet.models import batch_norm, unet
 
-    network = unet.unet(5, width=4, depth=3, residual=residual)
-    norms = [layer for layer in network._flatten_layers() if isinstance(layer, batch_norm.BatchNorm)]
+    model = unet.build_unet(unet.Architecture(5, width=4, depth=3, residual=residual))
+    norms = [layer for layer in model._flatten_layers() if isinstance(layer, batch_norm.BatchNorm)]
     rng = np.random.default_rng(0)
-    for variable in network.variables:
+    for variable in model.variables:
         variable.assign(
             variable.numpy() * rng.uniform(0.2, 5, variable.shape) + rng.normal(0, 0.3, variable.shape) ** 2
         )
     for norm in norms:  # scales of both signs, far apart
         norm.gamma.assign(norm.gamma.numpy() * rng.choice([-1, 1], norm.gamma.shape))
     images = rng.uniform(-1, 1, (2, 24, 32, 3)).astype(np.float32)
-    before = network(images).numpy()
-    fold_batch_norm.fold(network)
-    after = network(images).numpy()
+    before = model(images).numpy()
+    fold_batch_norm.fold(model)
+    after = model(images).numpy()
     np.testing.assert_allclose(after, before, atol=1e-4 * np.abs(before).max())
     scales = [norm.scale_and_shift()[0].numpy() for norm in norms]
     signs = [scale for scale in scales if np.allclose(np.abs(scale), 1, rtol=1e-6)]

@@ -15,7 +15,7 @@ from unet.models import preprocess, unet
 @pytest.fixture(scope='module')
 def network():
     keras.utils.set_random_seed(1)
-    return unet.unet(34, width=2, depth=3)
+    return unet.build_unet(unet.Architecture(34, width=2, depth=3))
 
 
 def predictor(network, **options):
@@ -44,7 +44,7 @@ def test_seven_images_on_any_devices_and_batch_are_scored_as_one_by_one(tmp_path
     for replicas, batch in ((4, 2), (1, 3), (2, 1)):
         strategy = mirrored(replicas)
         with strategy.scope():
-            copy = unet.unet(34, width=2, depth=3)
+            copy = unet.build_unet(unet.Architecture(34, width=2, depth=3))
             copy.set_weights(network.get_weights())
         found = predict_split.confusion_of_split(strategy, predictor(copy), split, num_ids=34, batch=batch)
         np.testing.assert_array_equal(found, expected)
@@ -54,7 +54,7 @@ def test_a_network_is_traced_once_and_scored_with_the_weights_of_the_moment(tmp_
     split = records.read_split(tiny.write_folder(tmp_path, validation=tiny.scenes(3)), 'validation')
     strategy, traces = mirrored(1), []
     with strategy.scope():
-        copy = unet.unet(34, width=2, depth=3)
+        copy = unet.build_unet(unet.Architecture(34, width=2, depth=3))
     eager = predictor(copy)
 
     def predict(images):
@@ -118,7 +118,7 @@ def test_a_prediction_does_not_depend_on_what_shares_its_batch(network):
 
 @pytest.mark.parametrize('size', [(20, 20), (100, 70), (41, 123), (7, 200)])
 def test_unpadded_network_gives_every_pixel_of_any_image_its_class(size):
-    network = unet.unet(34, width=2, depth=3, padding='valid', norm='none')
+    network = unet.build_unet(unet.Architecture(34, width=2, depth=3, padding='valid', norm='none'))
     image = tiny.scene(size, 0)[0]
     assert predictor(network, padding='valid')(tf.constant(image[None])).shape == (1, *size)
 
@@ -126,7 +126,7 @@ def test_unpadded_network_gives_every_pixel_of_any_image_its_class(size):
 def test_tiles_lie_edge_to_edge_and_equal_one_large_tile():
     """An unpadded network sees the same mirrored surroundings whether it looks at tiles or at the whole."""
     keras.utils.set_random_seed(2)
-    network = unet.unet(5, width=2, depth=3, padding='valid', norm='none')
+    network = unet.build_unet(unet.Architecture(5, width=2, depth=3, padding='valid', norm='none'))
     image = tf.random.stateless_uniform([1, 60, 80, 3], [1, 2], -1, 1)
     margin = (60 - output_size(60, 3, 'valid')) // 2
     tiled = inference_predictor.tiled_logits(network, image, tile=(60, 60), margin=[margin, margin])

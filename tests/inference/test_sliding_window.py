@@ -11,23 +11,23 @@ from unet.inference import predictor, sliding_window
 from unet.models import build as model_build
 from unet.models import unet
 
-REACH = 23  # a network of depth 3 sees no more than so many pixels to each side
+REACH = 23  # a model of depth 3 sees no more than so many pixels to each side
 
 
 @pytest.fixture(scope='module')
-def network():
+def model():
     """Of random statistics too, so that what lies around a window matters."""
     keras.utils.set_random_seed(3)
-    network = unet.unet(7, width=2, depth=3, precision='float64')
+    model = unet.build_unet(unet.Architecture(7, width=2, depth=3, precision='float64'))
     rng = np.random.default_rng(0)
-    for variable in network.variables:
+    for variable in model.variables:
         if 'moving' in variable.path or 'bias' in variable.path or 'beta' in variable.path:
             variable.assign(rng.uniform(0.1, 0.9, variable.shape))
-    return network
+    return model
 
 
-def logits(network, **options):
-    return predictor.make_logits(network, padding='same', depth=3, tile=(60, 60), **options)
+def logits(model, **options):
+    return predictor.make_logits(model, padding='same', depth=3, tile=(60, 60), **options)
 
 
 def image_of(size, seed=0):
@@ -35,21 +35,21 @@ def image_of(size, seed=0):
 
 
 @pytest.mark.parametrize('size', [(200, 312), (130, 500), (128, 40), (50, 333)])
-def test_windows_equal_the_whole_where_the_receptive_field_fits_the_overlap(network, size):
+def test_windows_equal_the_whole_where_the_receptive_field_fits_the_overlap(model, size):
     image = image_of(size)
-    whole = logits(network)(image)
+    whole = logits(model)(image)
     for window, overlap in ((128, 160), 0.75), ((192, 196), 0.5):
         assert min(window) * overlap / 4 >= REACH
-        seen = logits(network, window=window, overlap=overlap)(image)
+        seen = logits(model, window=window, overlap=overlap)(image)
         np.testing.assert_allclose(seen, whole, rtol=1e-6, atol=1e-6)  # the weights are float32
     assert np.ptp(whole) > 0.1
 
 
-def test_too_little_overlap_shows(network):
+def test_too_little_overlap_shows(model):
     """The test above could fail: with narrow overlaps the zero padding at the seams is seen."""
     image = image_of((200, 312))
-    seen = logits(network, window=(64, 64), overlap=0.1)(image)
-    assert np.abs(seen - logits(network)(image)).max() > 1e-3
+    seen = logits(model, window=(64, 64), overlap=0.1)(image)
+    assert np.abs(seen - logits(model)(image)).max() > 1e-3
 
 
 @pytest.mark.parametrize('length, window, overlap', [(64, 64, 0.5), (80, 64, 0.5), (1024, 512, 0.25), (400, 64, 0)])
@@ -64,21 +64,21 @@ def test_windows_cover_the_image_and_their_weights_add_up(length, window, overla
     np.testing.assert_allclose(total, 1, atol=1e-6)
 
 
-def test_windows_compiled_with_xla_are_the_same(network):
+def test_windows_compiled_with_xla_are_the_same(model):
     image = image_of((100, 150))
     options = {'window': (64, 64), 'overlap': 0.25}
-    plain = tf.function(logits(network, **options))(image)
-    np.testing.assert_allclose(tf.function(logits(network, jit_windows=True, **options))(image), plain, atol=1e-4)
+    plain = tf.function(logits(model, **options))(image)
+    np.testing.assert_allclose(tf.function(logits(model, jit_windows=True, **options))(image), plain, atol=1e-4)
 
 
-def test_looking_once_is_not_averaged(network):
-    look = logits(network)
+def test_looking_once_is_not_averaged(model):
+    look = logits(model)
     assert sliding_window.averaged([look], flip=False) is look
 
 
-def test_mean_over_scales_and_mirror_images_is_one_of_probabilities(network):
+def test_mean_over_scales_and_mirror_images_is_one_of_probabilities(model):
     image = image_of((50, 70))
-    looks = [logits(network, scale=scale) for scale in (0.5, 1.0, 1.5)]
+    looks = [logits(model, scale=scale) for scale in (0.5, 1.0, 1.5)]
     found = tf.nn.softmax(sliding_window.averaged(looks, flip=True)(image))
     expected = np.zeros((1, 50, 70, 7))
     for look in looks:
@@ -88,28 +88,28 @@ def test_mean_over_scales_and_mirror_images_is_one_of_probabilities(network):
     np.testing.assert_allclose(found, expected, atol=1e-6)
     ids = tf.constant(np.arange(7, dtype=np.uint8))
     predict = predictor.make_predictor(
-        network, padding='same', depth=3, tile=(60, 60), id_of_class=ids, scales=(0.5, 1.0, 1.5), flip=True
+        model, padding='same', depth=3, tile=(60, 60), id_of_class=ids, scales=(0.5, 1.0, 1.5), flip=True
     )
     np.testing.assert_array_equal(predict(image), expected.argmax(-1))
 
 
-def test_flipping_makes_predictions_of_mirror_images_mirror_images(network):
-    """The network alone is not symmetric; the mean is."""
+def test_flipping_makes_predictions_of_mirror_images_mirror_images(model):
+    """The model alone is not symmetric; the mean is."""
     image = image_of((48, 64))
-    both = sliding_window.averaged([logits(network)], flip=True)
+    both = sliding_window.averaged([logits(model)], flip=True)
     np.testing.assert_allclose(both(image[:, :, ::-1])[:, :, ::-1], both(image), atol=1e-5)
-    alone = logits(network)
+    alone = logits(model)
     assert np.abs(alone(image[:, :, ::-1])[:, :, ::-1] - alone(image)).max() > 1e-3
 
 
-def test_an_unpadded_network_may_be_given_larger_tiles():
+def test_an_unpadded_model_may_be_given_larger_tiles():
     """What `--window` is for it; tiles lie edge to edge, so nothing is to be blended."""
     config = default.get_config()
     config.model.padding, config.model.norm, config.model.depth, config.model.width = 'valid', 'none', 3, 2
     config.data.crop = (60, 60)
-    network = model_build.build_model(config, labels.CITYSCAPES, replicas=1)
+    model = model_build.build_model(config, labels.CITYSCAPES, replicas=1)
     image = image_of((90, 130))
-    usual = inference_build.predictor(config, network, labels.CITYSCAPES)(image)
-    larger = inference_build.predictor(config, network, labels.CITYSCAPES, tile=(100, 76))(image)
+    usual = inference_build.predictor(config, model, labels.CITYSCAPES)(image)
+    larger = inference_build.predictor(config, model, labels.CITYSCAPES, tile=(100, 76))(image)
     assert len(np.unique(usual)) > 1
     assert np.mean(usual != larger) < 1e-3  # rounding

@@ -10,20 +10,20 @@ from unet.models import layers, step_cost, unet
 
 @pytest.mark.parametrize('depth', [3, 4, 5, 6])
 @pytest.mark.parametrize('padding', ['same', 'valid'])
-def test_output_size_is_what_the_network_returns(depth, padding):
-    network = unet.unet(3, width=1, depth=depth, padding=padding, norm='none')
+def test_output_size_is_what_the_model_returns(depth, padding):
+    model = unet.build_unet(unet.Architecture(3, width=1, depth=depth, padding=padding, norm='none'))
     usable = [size for size in range(60, 400) if validation.output_size(size, depth, padding)]
     for size in (usable[0], usable[len(usable) // 2], usable[-1]):
         expected = validation.output_size(size, depth, padding)
-        assert network.compute_output_shape((1, size, size, 3)) == (1, expected, expected, 3)
+        assert model.compute_output_shape((1, size, size, 3)) == (1, expected, expected, 3)
 
 
-def test_the_papers_network_maps_572_to_388():
+def test_the_papers_model_maps_572_to_388():
     assert validation.output_size(572, 5, 'valid') == 388
     assert validation.output_size(570, 5, 'valid') == 0
 
 
-def test_the_blog_posts_network():
+def test_the_blog_posts_model():
     """64-128-256-512-1024 with a skip by concatenation: the parameter count is worked out by hand."""
     widths = [64, 128, 256, 512, 1024]
 
@@ -35,22 +35,27 @@ def test_the_blog_posts_network():
         count += (4 * 2 * channels + 1) * channels + 4 * channels  # 2x2 transposed convolution and its norm
         count += block(2 * channels, channels)
     count += (64 + 1) * 34
-    assert unet.unet(34).count_params() == count
+    assert unet.build_unet(unet.Architecture(34)).count_params() == count
 
 
 def test_add_skips_save_the_channels_of_concatenation():
-    kernels = {w.path: w.shape for w in unet.unet(3, width=4, depth=3, skip='add').trainable_variables}
+    kernels = {
+        w.path: w.shape for w in unet.build_unet(unet.Architecture(3, width=4, depth=3, skip='add')).trainable_variables
+    }
     assert kernels['up0_conv_a/kernel'] == (3, 3, 4, 4)
-    kernels = {w.path: w.shape for w in unet.unet(3, width=4, depth=3, skip='concat').trainable_variables}
+    kernels = {
+        w.path: w.shape
+        for w in unet.build_unet(unet.Architecture(3, width=4, depth=3, skip='concat')).trainable_variables
+    }
     assert kernels['up0_conv_a/kernel'] == (3, 3, 8, 4)
 
 
 @pytest.mark.parametrize('precision', ['float32', 'bfloat16', 'float16', 'float64'])
 def test_variables_and_logits_keep_at_least_float32(precision):
-    network = unet.unet(3, width=2, depth=3, precision=precision)
+    model = unet.build_unet(unet.Architecture(3, width=2, depth=3, precision=precision))
     at_least = {'float64': 'float64'}.get(precision, 'float32')
-    assert {keras.backend.standardize_dtype(v.dtype) for v in network.variables} == {at_least}
-    assert network(np.zeros((1, 8, 8, 3))).dtype == at_least
+    assert {keras.backend.standardize_dtype(v.dtype) for v in model.variables} == {at_least}
+    assert model(np.zeros((1, 8, 8, 3))).dtype == at_least
 
 
 def test_weights_are_a_function_of_the_seed():
@@ -77,16 +82,18 @@ def test_recomputation_changes_nothing_and_statistics_are_updated_once(options):
     results = []
     for recompute in (False, True):
         keras.utils.set_random_seed(1)
-        network = unet.unet(5, width=4, depth=3, precision='float64', recompute=recompute, **options)
+        model = unet.build_unet(
+            unet.Architecture(5, width=4, depth=3, precision='float64', recompute=recompute, **options)
+        )
 
         @tf.function
-        def gradients(network=network):
+        def gradients(model=model):
             with tf.GradientTape() as tape:
-                outputs = tf.nest.flatten(network(images, training=True))
+                outputs = tf.nest.flatten(model(images, training=True))
                 loss = tf.add_n([tf.reduce_mean(output**2) for output in outputs])
-            return tape.gradient(loss, [variable.value for variable in network.trainable_variables])
+            return tape.gradient(loss, [variable.value for variable in model.trainable_variables])
 
-        results.append([*gradients(), *(variable.value for variable in network.non_trainable_variables)])
+        results.append([*gradients(), *(variable.value for variable in model.non_trainable_variables)])
     for kept, recomputed in zip(*results, strict=True):
         np.testing.assert_allclose(kept, recomputed, rtol=0, atol=1e-12)
 
@@ -99,11 +106,11 @@ def test_the_estimate_counts_every_parameter_and_sum(options):
         if name != 'auxiliary':
             config.model[name] = value
     config.loss.auxiliary = 0.4 if options.get('auxiliary') else 0.0
-    network = unet.unet(19, width=8, depth=3, **options)
-    expected = sum(int(np.prod(variable.shape)) for variable in network.trainable_variables)
+    model = unet.build_unet(unet.Architecture(19, width=8, depth=3, **options))
+    expected = sum(int(np.prod(variable.shape)) for variable in model.trainable_variables)
     cost = model_build.estimate_cost(config, num_classes=19)
     assert cost.parameters == expected
-    assert cost.norm_sums == len(network.non_trainable_variables)  # a mean and a variance; a sum forward, one backward
+    assert cost.norm_sums == len(model.non_trainable_variables)  # a mean and a variance; a sum forward, one backward
     config.runtime.recompute = True
     less = model_build.estimate_cost(config, num_classes=19)
     assert less.activation_bytes < 0.75 * cost.activation_bytes and less.parameters == cost.parameters
@@ -114,14 +121,27 @@ def test_the_estimate_counts_every_parameter_and_sum(options):
     assert step_cost.step_bytes(cost, most) <= memory < step_cost.step_bytes(cost, most + 1)
 
 
+def test_the_estimate_counts_the_arithmetic_of_every_convolution():
+    """Of a model of convolutions alone, beside the pooling, worked out by hand for 16 x 24 pixels."""
+    model = unet.build_unet(unet.Architecture(5, width=4, depth=3, norm='none'), image_size=(16, 24))
+    multiplied = 0  # by a pixel of each level
+    for level, (first, second) in enumerate([(3, 4), (4, 8), (8, 16)]):  # the encoder
+        multiplied += 9 * (first * second + second * second) / 4**level
+    for level, (below, channels) in enumerate([(8, 4), (16, 8)]):  # the decoder: doubling, two convolutions
+        multiplied += (below * channels + 9 * (2 * channels * channels + channels * channels)) / 4**level
+    multiplied += 4 * 5
+    pooled = 3 * (4 / 4 + 8 / 16)
+    assert step_cost.estimate(model, slots=2).forward_flops == 16 * 24 * (2 * multiplied + pooled)
+
+
 def test_doubling_is_bilinear_interpolation():
     images = np.random.default_rng(0).uniform(-1, 1, (2, 5, 7, 3)).astype(np.float32)
     np.testing.assert_allclose(layers.BilinearDouble()(images), tf.image.resize(images, (10, 14)), atol=1e-6)
 
 
 def test_inference_needs_neither_dropout_nor_the_auxiliary_head():
-    network = unet.unet(5, width=4, depth=3, dropout=True, auxiliary=True)
+    model = unet.build_unet(unet.Architecture(5, width=4, depth=3, dropout=True, auxiliary=True))
     images = np.random.default_rng(0).uniform(-1, 1, (2, 32, 48, 3)).astype(np.float32)
-    logits, auxiliary = network([images, np.ones((2, 1, 1, unet.bottom_channels(4, 3)))])
+    logits, auxiliary = model([images, np.ones((2, 1, 1, unet.bottom_channels(4, 3)))])
     assert auxiliary.shape == (2, 16, 24, 5)
-    np.testing.assert_array_equal(unet.for_inference(network)(images), logits)
+    np.testing.assert_array_equal(unet.for_inference(model)(images), logits)

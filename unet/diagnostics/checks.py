@@ -188,13 +188,24 @@ def _memory(config: ConfigDict, cost: step_cost.Cost, replicas: int) -> Check:
     )
 
 
+def expected_step_seconds(config: ConfigDict, num_classes: int, strategy: tf.distribute.Strategy) -> float:
+    """Estimates how long a step of a config takes, see `device_speed.step_seconds`."""
+    return device_speed.step_seconds(
+        model_build.build_uninitialized(config, num_classes),
+        strategy,
+        global_batch=config.global_batch,
+        microbatches=config.runtime.microbatches,
+        jit_compile=model_build.jit_compile(config, strategy.num_replicas_in_sync),
+    )
+
+
 def expected_time(
     config: ConfigDict, table: labels.Table, strategy: tf.distribute.Strategy, bytes_per_second: float, latency: float
 ) -> Check:
     """How long the run will take, from convolutions that are timed here, and what more hosts would make of it, of
     which each can send so much and a message takes so many seconds besides."""
     classes = len(model_build.id_of_class(config.labels, table))
-    alone = device_speed.step_seconds(config, classes, strategy)
+    alone = expected_step_seconds(config, classes, strategy)
     cost = model_build.estimate_cost(config, classes)
     share = config.global_batch // strategy.num_replicas_in_sync
     fitting = step_cost.microbatches(cost, share, device_memory.device_bytes(config.runtime.virtual_devices))

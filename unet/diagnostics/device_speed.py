@@ -1,19 +1,23 @@
 """How fast a device computes what a U-Net is made of.
 
-speed.matrix_flops('bfloat16')              # FLOP/s of a large matrix product
-speed.step_seconds(config, 19, strategy)    # that a step is expected to take
+import tensorflow as tf
+from unet.diagnostics import device_speed
+from unet.models import unet
+
+device_speed.matrix_flops('float32')  # FLOP/s of a large matrix product
+model = unet.build_unet(unet.Architecture(19, width=8, depth=3), image_size=(64, 96))
+strategy = tf.distribute.get_strategy()
+device_speed.step_seconds(model, strategy, global_batch=4, microbatches=1, jit_compile=False)
 """
 
 from collections.abc import Callable
 
 import keras
 import tensorflow as tf
-from ml_collections import ConfigDict
 
 from unet.diagnostics import timing
 from unet.distributed import cluster
-from unet.models import batch_norm, step_cost, unet
-from unet.models import build as model_build
+from unet.models import batch_norm, layers, step_cost, unet
 from unet.training import device_memory
 
 _MATRIX = {'GPU': 8192, 'CPU': 2048}  # rows and columns of the matrices
@@ -24,9 +28,9 @@ _PIXELS = {'GPU': 2**23, 'CPU': 2**18}  # of all of them, at the most; above it 
 
 
 def matrix_flops(precision: str) -> float:
-    """FLOP/s of a large matrix product on one device, which a step's convolutions could reach at the best.
+    """Measures the FLOP/s of a large matrix product on one device, which a step's convolutions could reach at the best.
 
-    On a CPU in float32 (or float64): the 16-bit types have no fast product on most.
+    On a CPU it measures float32 (or float64): the 16-bit types have no fast product on most.
     """
     device = _device()
     size, count = _MATRIX[device], _PRODUCTS[device]
@@ -36,7 +40,8 @@ def matrix_flops(precision: str) -> float:
 
 
 def chained_products(size: int, count: int, dtype: str) -> Callable[[], tf.Tensor]:
-    """The sum of a matrix [size, size] of noise after `count` products with another, which keep its values near 1."""
+    """Returns a function that multiplies a matrix of noise [size, size] `count` times by another, so that its values
+    stay near 1, and returns their sum."""
     first, factor = (tf.random.stateless_normal([size, size], [0, seed]) for seed in range(2))
     first, factor = tf.cast(first, dtype), tf.cast(factor / size**0.5, dtype)
 
@@ -49,38 +54,59 @@ def chained_products(size: int, count: int, dtype: str) -> Callable[[], tf.Tenso
     return lambda: products(first)
 
 
-def step_seconds(config: ConfigDict, num_classes: int, strategy: tf.distribute.Strategy) -> float:
-    """How long a step is expected to take without what workers tell each other, from convolutions timed here."""
+def step_seconds(
+    model: keras.Model,
+    strategy: tf.distribute.Strategy,
+    *,
+    global_batch: int,
+    microbatches: int,
+    jit_compile: bool,
+) -> float:
+    """Estimates how long a step takes, but for what workers exchange, from convolutions that are timed here.
+
+    Args:
+      model: for images of one size, see `step_cost.estimate`.
+      strategy: what computes the step.
+      global_batch: images of a step.
+      microbatches: number of parts that a replica computes its share in; 0 (not known yet) counts as 1.
+      jit_compile: whether XLA compiles the step.
+    """
     replicas = strategy.num_replicas_in_sync
-    images = max(1, config.global_batch // replicas // max(config.runtime.microbatches, 1))
-    image_seconds = step_cost.step_seconds(
-        config, num_classes, level_seconds(config, images, model_build.jit_compile(config, replicas))
-    )
+    images = max(1, global_batch // replicas // max(microbatches, 1))
+    image_seconds = step_cost.step_seconds(model, level_seconds(model, images, jit_compile))
     # The parts that a CPU is split into share its cores; GPUs compute side by side.
     sharing = replicas if _device() == 'GPU' else cluster.place(strategy)[1]
-    return config.global_batch / sharing * image_seconds
+    return global_batch / sharing * image_seconds
 
 
-def level_seconds(config: ConfigDict, images: int, jit_compile: bool) -> list[float]:
-    """Seconds that one of so many images takes on one device, for each level of the network: of a 3x3 convolution of
-    that level's size from as many channels to as many, with ReLU and normalisation, forward and backward."""
-    height, width = config.data.crop
+def level_seconds(model: keras.Model, images: int, jit_compile: bool) -> list[float]:
+    """Times a convolution on one device for each level of the model: 3x3, from the level's channels to as many, with
+    ReLU and batch normalisation if the model has it, forward and backward.
+
+    Args:
+      model: for images of one size, see `step_cost.estimate`.
+      images: computed at a time.
+      jit_compile: whether XLA compiles it.
+
+    Returns:
+      Seconds per image.
+    """
+    height, width, _ = model.inputs[0].shape[1:]
     images = min(images, _IMAGES)
     shrunk = max(1.0, (images * height * width / _PIXELS[_device()]) ** 0.5)
     height, width = int(height / shrunk), int(width / shrunk)
     return [
-        shrunk**2 * _convolution_seconds(config, level, [images, height >> level, width >> level], jit_compile)
-        for level in range(config.model.depth)
+        shrunk**2 * _convolution_seconds(block, [images, height >> block.level, width >> block.level], jit_compile)
+        for block in unet.encoder_levels(model)
     ]
 
 
-def _convolution_seconds(config: ConfigDict, level: int, size: list[int], jit_compile: bool) -> float:
-    channels = config.model.width * 2**level
-    policy = unet.POLICIES[config.precision]
-    layers = [keras.layers.Conv2D(channels, 3, padding='same', activation='relu', dtype=policy)]
-    if config.model.norm == 'batch':
-        layers.append(batch_norm.BatchNorm(config.model.norm_momentum, False, dtype=policy))
-    block = keras.Sequential(layers)
+def _convolution_seconds(level: layers.RecomputeBlock, size: list[int], jit_compile: bool) -> float:
+    channels, policy = level.part.output.shape[-1], level.dtype_policy
+    timed = [keras.layers.Conv2D(channels, 3, padding='same', activation='relu', dtype=policy)]
+    if any(isinstance(layer, batch_norm.BatchNorm) for layer in level.part.layers):
+        timed.append(batch_norm.BatchNorm(momentum=0.99, synchronized=False, dtype=policy))
+    block = keras.Sequential(timed)
     block.build((None, None, None, channels))
     weights = [variable.value for variable in block.trainable_variables]
     images = tf.random.stateless_normal([*size, channels], [0, 0], dtype=block.compute_dtype)

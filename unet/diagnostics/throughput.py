@@ -122,7 +122,7 @@ def _conditions(
         'step_flops_per_image': cost.step_flops,
         'matrix_flops_per_second': sum(group.all_gather(device_speed.matrix_flops(config.precision) * max(gpus, 1))),
         'estimated_peak_bytes': step_cost.step_bytes(cost, images),
-        'expected_milliseconds': 1000 * max(group.all_gather(device_speed.step_seconds(config, classes, strategy))),
+        'expected_milliseconds': 1000 * max(group.all_gather(checks.expected_step_seconds(config, classes, strategy))),
         'config': json.loads(config.to_json()),
     }
 

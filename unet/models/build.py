@@ -1,4 +1,6 @@
-"""Config -> model."""
+"""Config -> model, and what follows from it: classes, cost, whether XLA compiles it."""
+
+import concurrent.futures
 
 import keras
 import numpy as np
@@ -9,12 +11,25 @@ from data_prep import labels
 from launch import entry
 from unet.models import step_cost, unet
 
+_SLOTS = {'adam': 2, 'adamw': 2, 'sgd': 1}  # numbers that an optimizer keeps per weight
+
 
 def build_model(config: ConfigDict, table: labels.Table, *, replicas: int) -> keras.Model:
-    """The network; its weights are a function of the config's seed."""
+    """Builds the model that a config describes; its weights are a function of the config's seed.
+
+    Args:
+      config: the run's.
+      table: the label table.
+      replicas: how many train it together.
+    """
     keras.utils.set_random_seed(config.seed)
-    return unet.unet(
-        len(id_of_class(config.labels, table)),
+    return unet.build_unet(architecture(config, len(id_of_class(config.labels, table)), replicas))
+
+
+def architecture(config: ConfigDict, num_classes: int, replicas: int = 1) -> unet.Architecture:
+    """Returns what the model of a config consists of, see `build_model`."""
+    return unet.Architecture(
+        num_classes,
         width=config.model.width,
         depth=config.model.depth,
         skip=config.model.skip,
@@ -32,31 +47,57 @@ def build_model(config: ConfigDict, table: labels.Table, *, replicas: int) -> ke
     )
 
 
-def in_precision(
-    config: ConfigDict, net: keras.Model, table: labels.Table, precision: str
+def build_in_precision(
+    config: ConfigDict, model: keras.Model, table: labels.Table, precision: str
 ) -> tuple[ConfigDict, keras.Model]:
-    """The config and network of the same weights that compute in another precision, and in ops that are no XLA's."""
+    """Builds a model of the same weights that computes in another precision, for exports: none of its ops is XLA's.
+
+    Returns:
+      Its config, and the model.
+    """
     own = ConfigDict(config.to_dict())
     own.precision = precision
     own.runtime.jit_compile = 'off'
     other = build_model(own, table, replicas=1)
-    for variable, source in zip(other.variables, net.variables, strict=True):
+    for variable, source in zip(other.variables, model.variables, strict=True):
         variable.assign(source.value)
     return own, other
 
 
+def build_uninitialized(config: ConfigDict, num_classes: int) -> keras.Model:
+    """Builds the model of a config for images of the size of its crop, whose weights have shapes but no values.
+
+    It costs a tenth of the time of a model with weights, and no memory.
+    """
+
+    def build() -> keras.Model:
+        with keras.StatelessScope(initialize_variables=False):
+            return unet.build_unet(architecture(config, num_classes), tuple(config.data.crop))
+
+    # Keras remembers per thread what is still to be given a value; this is not.
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        return pool.submit(build).result()
+
+
 def estimate_cost(config: ConfigDict, num_classes: int) -> step_cost.Cost:
-    """Estimates what a training step of the config's model with so many classes costs."""
-    return step_cost.cost(config, num_classes)
+    """Estimates what a training step costs with the config's model and crop, see `step_cost.estimate`."""
+    slots = _SLOTS[config.optimizer.name] + (config.optimizer.ema > 0)
+    return step_cost.estimate(build_uninitialized(config, num_classes), slots=slots)
 
 
 def id_of_class(learnt: str, table: labels.Table) -> np.ndarray:
-    """uint8 [classes]: the label id of each of the network's outputs, which are train ids or label ids."""
+    """Returns, uint8 [classes], the label id of each of the model's outputs.
+
+    Args:
+      learnt: what the model learns, 'train_ids' or 'label_ids'.
+      table: the label table.
+    """
     return labels.id_of_train_id(table) if learnt == 'train_ids' else np.arange(labels.num_ids(table), dtype=np.uint8)
 
 
 def class_of_id(learnt: str, table: labels.Table) -> np.ndarray:
-    """int32 [256]: the network's output that each label id is learnt as; 255 for those that do not count."""
+    """Returns, int32 [256], the model's output that each label id is learnt as, 255 for those that do not count; see
+    `id_of_class`."""
     lookup = labels.train_id_of_id(table).astype(np.int32)
     if learnt == 'label_ids':
         known = [label.id for label in table]
@@ -66,7 +107,7 @@ def class_of_id(learnt: str, table: labels.Table) -> np.ndarray:
 
 
 def jit_compile(config: ConfigDict, replicas: int) -> bool:
-    """Whether XLA compiles the training step.
+    """Returns whether XLA compiles the training step.
 
     'auto': where there is one replica, whose step holds no collectives. In float32 on a CPU it is then 2 to 24 %
     faster, on one core between 7 % slower and 18 % faster; in bfloat16 five times as fast (`benchmarks.survey`).

@@ -1,14 +1,19 @@
-"""Layers of the U-Net."""
+"""The layers of the U-Net that Keras lacks.
 
-from collections.abc import Callable
+import tensorflow as tf
+from unet.models import layers
+
+layers.BilinearDouble()(tf.zeros([1, 4, 6, 3])).shape  # (1, 8, 12, 3)
+"""
+
+import dataclasses
 
 import keras
 import tensorflow as tf
-from keras import layers
 
 
-class MaxPoolByReshape(layers.Layer):
-    """2x2 maximum of non-overlapping windows, [b, h, w, c] -> [b, h/2, w/2, c], for XLA.
+class MaxPoolByReshape(keras.layers.Layer):
+    """Takes the maximum of non-overlapping 2x2 windows, [b, h, w, c] -> [b, h/2, w/2, c], in ops that suit XLA.
 
     XLA has no deterministic gradient of the max-pooling op (TensorFlow 2.21); that of a maximum over two axes is.
     Windows with equal maxima share the gradient instead of giving it to the first.
@@ -23,8 +28,8 @@ class MaxPoolByReshape(layers.Layer):
         return shape[0], *(side and side // 2 for side in shape[1:3]), shape[3]
 
 
-class BilinearDouble(layers.Layer):
-    """Bilinear interpolation to twice the size, [b, h, w, c] -> [b, 2h, 2w, c], as tf.image.resize does it.
+class BilinearDouble(keras.layers.Layer):
+    """Interpolates to twice the size, [b, h, w, c] -> [b, 2h, 2w, c], as bilinear tf.image.resize does.
 
     Each new pixel lies a quarter from its nearest old one. Written as sums of shifted copies, whose gradients XLA
     compiles and are deterministic; those of the resize op are neither (TensorFlow 2.21).
@@ -43,40 +48,58 @@ class BilinearDouble(layers.Layer):
         return shape[0], *(side and 2 * side for side in shape[1:3]), shape[3]
 
 
-class Part(layers.Layer):
-    """A part of the network.
+@dataclasses.dataclass(frozen=True)  # no layer, so that Keras does not save its models a second time
+class Recomputation:
+    """How training computes a `RecomputeBlock`: in two stages.
 
-    Args:
-      part: what it computes.
-      in_training: computes the same from the same inputs, and takes its place in training.
+    Attributes:
+      recomputed: the stage whose activations are not kept, from the block's inputs to its own outputs, which are.
+      kept: the stage after it, from these outputs to the block's output; None if there is none.
     """
 
-    def __init__(self, part: keras.Model, in_training: Callable | None = None, **kwargs):
+    recomputed: keras.Model
+    kept: keras.Model | None = None
+
+
+class RecomputeBlock(keras.layers.Layer):
+    """A level of the U-Net as one layer, whose activations the backward pass can recompute.
+
+    Args:
+      part: the level, from a list of inputs to one output. The attribute's name is in the keys of checkpoints.
+      level: the level's number; its images are 2**level times smaller than the U-Net's.
+      recomputation: the same layers as training computes them; None: training keeps all activations.
+    """
+
+    def __init__(self, part: keras.Model, level: int, recomputation: Recomputation | None = None, **kwargs):
         super().__init__(**kwargs)
         self.part = part
-        self._in_training = in_training
+        self.level = level
+        self.recomputation = recomputation
 
     def call(self, inputs: list[tf.Tensor], training: bool = False) -> tf.Tensor:
-        if training and self._in_training:
-            return self._in_training(inputs)
-        return self.part(inputs, training=training)
+        if not training or not self.recomputation:
+            return self.part(inputs, training=training)
+        outputs = recompute_activations(self.recomputation.recomputed, inputs)
+        return self.recomputation.kept(outputs, training=True) if self.recomputation.kept else outputs
 
     def compute_output_shape(self, shapes: list[tuple[int | None, ...]]) -> tuple[int | None, ...]:
         return self.part.compute_output_shape(shapes)
 
 
-def recomputed(part: keras.Model, inputs: list[tf.Tensor]) -> tf.Tensor | list[tf.Tensor]:
-    """`part(inputs)` in training, whose activations are computed again in the backward pass, not kept.
+def recompute_activations(model: keras.Model, inputs: list[tf.Tensor]) -> tf.Tensor | list[tf.Tensor]:
+    """Computes `model(inputs)` in training and recomputes its activations in the backward pass instead of keeping them.
 
-    What is computed the second time leaves the running statistics of normalisation as they are.
+    The second computation leaves the running statistics of normalisation as they are.
+
+    Source: https://arxiv.org/abs/1604.06174.
     """
-    statistics = [variable.value for variable in part.non_trainable_variables]
+    statistics = [variable.value for variable in model.non_trainable_variables]
     before = []
 
     def forward(*inputs: tf.Tensor) -> tf.Tensor | list[tf.Tensor]:
         again = bool(before)
         before[:] = [[tf.identity(variable) for variable in statistics]]
-        output = part(list(inputs), training=True)
+        output = model(list(inputs), training=True)
         if again:
             for variable, value in zip(statistics, before[0], strict=True):
                 variable.assign(value)

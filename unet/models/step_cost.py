@@ -1,53 +1,37 @@
-"""What a training step will cost, from the config alone: parameters, arithmetic, memory, traffic.
+"""What a training step costs, by the layers of the model: parameters, arithmetic, memory, traffic.
 
-    cost = model_build.estimate_cost(config, num_classes=19)
-    step_cost.step_bytes(cost, images=4)                # memory of a device that computes 4 images at a time
+    from unet.models import step_cost, unet
+
+    model = unet.build_unet(unet.Architecture(19, width=8, depth=3), image_size=(64, 96))
+    cost = step_cost.estimate(model, slots=2)
+    step_cost.step_bytes(cost, images=4)  # memory of a device that computes 4 images at a time
     step_cost.largest_microbatch(cost, memory=16 * 2**30)
 
 The memory of a step is that of the state (weights, slots, means, gradients) and, per image, what the backward pass
-needs of the forward pass: the output of every convolution, normalisation, pooling and joining. With recomputation that
-is only the output of every level, what one level needs while it is computed again, and until then what is not computed
-again: the last level's second half and the heads. On top comes what is in flight: the gradients of the largest level's
-tensors, in at least float32, and the loss.
+needs of the forward pass: the output of every convolution, normalisation, pooling and joining. With activation
+recomputation that is only the outputs of every level, what one level needs while it is recomputed, and until then what
+is not recomputed: the last level's second half and the heads. On top comes what is in flight: the gradients of the
+largest level's tensors, in at least float32, and the loss.
 """
 
 import dataclasses
+import math
 from collections.abc import Iterator
 
-from ml_collections import ConfigDict
+import keras
+import tensorflow as tf
 
-from unet.models.unet import AUXILIARY_CHANNELS, LAST_LEVEL
-
-_LAST_HALF = 'last'  # of the last level, which is not computed again
-_BYTES = {'float32': 4, 'bfloat16': 2, 'float16': 2, 'float64': 8}
-
-
-@dataclasses.dataclass(frozen=True)
-class Op:
-    """One layer.
-
-    Attributes:
-      part: the level it belongs to, what recomputation drops, or keeps, as a whole.
-      parameters: trainable numbers.
-      flops: floating-point operations per image forward; a multiply-add is two.
-      elements: numbers per image of its output.
-      sums: over devices, forward, and as many backward.
-    """
-
-    part: str
-    parameters: int
-    flops: int
-    elements: int
-    sums: int = 0
+from unet.models import batch_norm, layers, unet
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Of one training step; bytes are of one device.
+    """The cost of one training step; bytes are of one device.
 
     Attributes:
       parameters: trainable numbers.
-      forward_flops, step_flops: floating-point operations per image, of a prediction and of a training step.
+      forward_flops, step_flops: floating-point operations per image, of a prediction and of a training step; a
+        multiply-add is two.
       state_bytes: weights, gradients, slots and means, whatever the number of images.
       activation_bytes: kept for the backward pass, per image.
       in_flight_bytes: at the peak on top of it, per image.
@@ -67,38 +51,32 @@ class Cost:
     checkpoint_bytes: int
 
 
-def cost(config: ConfigDict, num_classes: int) -> Cost:
-    """The cost of a config's training step with the crop as input."""
-    ops = list(_ops(config, num_classes))
-    size, wide = _BYTES[config.precision], 8 if config.precision == 'float64' else 4
-    parameters = sum(op.parameters for op in ops)
-    forward = sum(op.flops for op in ops)
-    parts = {}
-    for op in ops:
-        parts.setdefault(op.part, []).append(op.elements)
-    largest = max(op.elements for op in ops)
-    if config.runtime.recompute:
-        kept = sum(part[-1] if _recomputed(name) else sum(part) for name, part in parts.items())
-        gone = sum(parts[_LAST_HALF]) + parts[LAST_LEVEL][-1]  # before anything is computed again
-        again = max(0, max(sum(part[:-1]) for name, part in parts.items() if _recomputed(name)) - gone)
-        gradients = largest
-    else:
-        kept = sum(map(sum, parts.values()))
-        again, gradients = 0, 2 * largest
-    height, width = config.data.crop
-    pixels = height * width
-    slots = {'adam': 2, 'adamw': 2, 'sgd': 1}[config.optimizer.name] + (config.optimizer.ema > 0)
-    image = pixels * (3 * wide + 3 + 1 + 4)  # normalised; as read; label; class
-    logits = pixels * num_classes * wide
+def estimate(model: keras.Model, *, slots: int) -> Cost:
+    """Estimates the cost of a training step.
+
+    Args:
+      model: from `unet.build_unet`, for images of one size; its weights may be without values.
+      slots: numbers that the optimizer and the running mean of the weights keep per weight.
+    """
+    height, width, _ = model.inputs[0].shape[1:]
+    num_classes = model.outputs[0].shape[-1]
+    wide = tf.as_dtype(model.inputs[0].dtype).size  # bytes of a weight, a gradient, a logit
+    narrow = tf.as_dtype(model.layers[1].compute_dtype).size  # bytes of an activation
+    work = list(_work(model))
+    parameters = model.count_params() - sum(math.prod(variable.shape) for variable in model.non_trainable_variables)
+    kept, recomputed = _activations(model)
+    largest = max(_elements(layer) for layer, _, _ in work)
+    image = height * width * (3 * wide + 3 + 1 + 4)  # normalised; as read; label; class
+    logits = height * width * num_classes * wide
     return Cost(
         parameters=parameters,
-        forward_flops=forward,
-        step_flops=sum(_passes(config, op) * op.flops for op in ops),
+        forward_flops=sum(_flops(layer) for layer, _, _ in work),
+        step_flops=sum(passes * _flops(layer) for layer, _, passes in work),
         state_bytes=parameters * wide * (3 + slots),  # weights, their gradients, those of a part or packed to be summed
-        activation_bytes=size * kept + image + logits,
-        in_flight_bytes=size * again + wide * gradients + logits,
+        activation_bytes=narrow * kept + image + logits,
+        in_flight_bytes=narrow * recomputed + wide * largest * (1 if _recomputes(model) else 2) + logits,
         all_reduce_bytes=parameters * wide,
-        norm_sums=sum((_passes(config, op) - 1) * op.sums for op in ops),
+        norm_sums=sum(passes - 1 for layer, _, passes in work if isinstance(layer, batch_norm.BatchNorm)),
         checkpoint_bytes=parameters * wide * (1 + slots),
     )
 
@@ -119,23 +97,21 @@ def microbatches(cost: Cost, images: int, memory: int) -> Iterator[int]:
     return (number for number in range(1, images + 1) if images % number == 0 and images // number <= most)
 
 
-def step_seconds(config: ConfigDict, num_classes: int, level_seconds: list[float]) -> float:
-    """Time to train on one image, from that of one convolution per level.
+def step_seconds(model: keras.Model, level_seconds: list[float]) -> float:
+    """Estimates the time to train on one image from that of one convolution per level.
 
     Args:
-      config: the config.
-      num_classes: channels of the network's output.
+      model: see `estimate`.
       level_seconds: of a 3x3 convolution from level i's channels to as many at level i's resolution, with ReLU and
-        normalisation, forward and backward, see `speed.level_seconds`. Every layer is taken to run at the rate of its
-        level's.
+        normalisation, forward and backward, see `device_speed.level_seconds`. Every layer is taken to run at the rate
+        of its level's.
     """
-    height, width = config.data.crop
+    height, width, _ = model.inputs[0].shape[1:]
+    channels = [block.part.output.shape[-1] for block in unet.encoder_levels(model)]
     seconds = 0.0
-    for op in _ops(config, num_classes):
-        level = {'head': 0, _LAST_HALF: 0, 'auxiliary': 1}.get(op.part)
-        level = int(op.part.removeprefix('down').removeprefix('up')) if level is None else level
-        channels, pixels = config.model.width * 2**level, height * width / 4**level
-        seconds += _passes(config, op) / 3 * op.flops / (18 * channels**2 * pixels) * level_seconds[level]
+    for layer, level, passes in _work(model):
+        flops = 18 * channels[level] ** 2 * height * width / 4**level  # of the convolution, forward
+        seconds += passes / 3 * _flops(layer) / flops * level_seconds[level]
     return seconds
 
 
@@ -161,73 +137,71 @@ def scaling_efficiency(
     return step_seconds / (step_seconds + 2 * (hosts - 1) * message_seconds)
 
 
-def _passes(config: ConfigDict, op: Op) -> int:
-    """How many forward passes a step's work on a layer amounts to; the backward pass to two."""
-    return 4 if config.runtime.recompute and _recomputed(op.part) else 3
+def _work(model: keras.Model) -> Iterator[tuple[keras.layers.Layer, int, int]]:
+    """Yields the model's layers, each with its level and how many forward passes a step's work on it amounts to: the
+    backward pass to two, and recomputation to one."""
+    for layer in model.layers:
+        if not isinstance(layer, layers.RecomputeBlock):
+            yield layer, int(layer.name.startswith('auxiliary')), 3
+            continue
+        again = layer.recomputation.recomputed.layers if layer.recomputation else []
+        for inner in layer.part.layers:
+            yield inner, layer.level, 4 if inner in again else 3
 
 
-def _recomputed(part: str) -> bool:
-    return part.startswith(('down', 'up'))
+def _recomputes(model: keras.Model) -> bool:
+    return any(isinstance(layer, layers.RecomputeBlock) and layer.recomputation for layer in model.layers)
 
 
-def _ops(config: ConfigDict, num_classes: int) -> Iterator[Op]:
-    """The layers of `model.unet`, in order."""
-    model = config.model
-    loss = 1 if model.padding == 'valid' else 0  # pixels that a 3x3 convolution loses on each side
-    height, width = config.data.crop
-    skips = []
+def _activations(model: keras.Model) -> tuple[int, int]:
+    """Numbers per image that the backward pass finds kept, and those that recomputation adds to them at the most."""
+    kept = recomputed = freed = 0
+    for layer in model.layers:
+        if not isinstance(layer, layers.RecomputeBlock):
+            kept += _elements(layer)
+        elif not layer.recomputation:
+            kept += sum(map(_elements, layer.part.layers))
+        else:
+            stage, rest = layer.recomputation.recomputed, layer.recomputation.kept
+            outputs = sum(math.prod(output.shape[1:]) for output in stage.outputs)
+            kept += outputs
+            recomputed = max(recomputed, sum(map(_elements, stage.layers)) - outputs)
+            if rest:  # of the last level: the backward pass is done with it before anything is recomputed
+                freed = sum(map(_elements, rest.layers)) + outputs
+                kept += freed - outputs
+    return kept, max(0, recomputed - freed)
 
-    def normalisation(part, channels, pixels):
-        if model.norm != 'none':
-            sums = 1 if model.norm == 'batch' else 0
-            yield Op(part, 2 * channels, 8 * channels * pixels, channels * pixels, sums)
 
-    def convolution(part, inputs, outputs, size, height, width, norm=True):
-        """A convolution with its ReLU, and the normalisation after it."""
-        pixels = height * width
-        parameters = inputs * outputs * size * size + outputs
-        yield Op(part, parameters, 2 * inputs * outputs * size * size * pixels, outputs * pixels)
-        if norm:
-            yield from normalisation(part, outputs, pixels)
+def _elements(layer: keras.layers.Layer) -> int:
+    """Numbers per image that the backward pass needs of a layer's output."""
+    match layer:
+        case (
+            keras.layers.Conv2D()
+            | keras.layers.Conv2DTranspose()
+            | batch_norm.BatchNorm()
+            | keras.layers.GroupNormalization()
+            | keras.layers.MaxPooling2D()
+            | layers.MaxPoolByReshape()
+            | layers.BilinearDouble()
+            | keras.layers.Concatenate()
+            | keras.layers.Add()
+        ):
+            return math.prod(layer.output.shape[1:])
+    return 0  # an input, a crop, or the ReLU of a sum, which takes the place of the sum
 
-    def convolutions(part, inputs, outputs, height, width):
-        yield from convolution(part, inputs, outputs, 3, height - 2 * loss, width - 2 * loss)
-        height, width = height - 4 * loss, width - 4 * loss
-        if model.residual and inputs != outputs:
-            yield from convolution(part, inputs, outputs, 1, height, width, norm=False)
-        if part == LAST_LEVEL:
-            part = _LAST_HALF
-        if model.residual:
-            yield Op(part, 0, outputs * height * width, outputs * height * width)
-        yield from convolution(part, outputs, outputs, 3, height, width)
 
-    inputs = 3
-    for level in range(model.depth):
-        part, outputs = f'down{level}', model.width * 2**level
-        if level:
-            skips.append((height, width))
-            height, width = height // 2, width // 2
-            yield Op(part, 0, 3 * inputs * height * width, inputs * height * width)
-        yield from convolutions(part, inputs, outputs, height, width)
-        height, width, inputs = height - 4 * loss, width - 4 * loss, outputs
-    for level in reversed(range(model.depth - 1)):
-        part, outputs = f'up{level}', model.width * 2**level
-        height, width = 2 * height, 2 * width
-        pixels = height * width
-        if model.up == 'resize':
-            yield Op(part, 0, 8 * inputs * pixels, inputs * pixels)
-            yield from convolution(part, inputs, outputs, 1, height, width)
-        else:  # each output pixel of a 2x2 transposed convolution of stride 2 has one input pixel
-            yield Op(part, 4 * inputs * outputs + outputs, 2 * inputs * outputs * pixels, outputs * pixels)
-            yield from normalisation(part, outputs, pixels)
-        inputs = 2 * outputs if model.skip == 'concat' else outputs
-        yield Op(part, 0, 0, inputs * pixels)
-        yield from convolutions(part, inputs, outputs, height, width)
-        height, width, inputs = height - 4 * loss, width - 4 * loss, outputs
-        if level == 1 and config.loss.auxiliary:
-            channels = AUXILIARY_CHANNELS
-            yield from convolution('auxiliary', inputs, channels, 3, height - 2 * loss, width - 2 * loss)
-            yield from convolution(
-                'auxiliary', channels, num_classes, 1, height - 2 * loss, width - 2 * loss, norm=False
-            )
-    yield from convolution('head', inputs, num_classes, 1, height, width, norm=False)
+def _flops(layer: keras.layers.Layer) -> int:
+    """Floating-point operations per image forward."""
+    outputs = math.prod(layer.output.shape[1:])
+    match layer:
+        case keras.layers.Conv2DTranspose():  # each output pixel of a 2x2 kernel of stride 2 has one input pixel
+            return 2 * math.prod(layer.kernel.shape) * math.prod(layer.input.shape[1:3])
+        case keras.layers.Conv2D():
+            return 2 * math.prod(layer.kernel.shape) * math.prod(layer.output.shape[1:3])
+        case batch_norm.BatchNorm() | keras.layers.GroupNormalization() | layers.BilinearDouble():
+            return 8 * outputs
+        case keras.layers.MaxPooling2D() | layers.MaxPoolByReshape():
+            return 3 * outputs
+        case keras.layers.ReLU():  # and the sum before it; other ReLUs are part of a convolution
+            return outputs
+    return 0

@@ -1,23 +1,33 @@
-"""The U-Net: an encoder that halves the image, a decoder that doubles it again, joined level by level.
+"""The U-Net: an encoder that halves the image level by level, a decoder that doubles it again, skips between the two.
 
-    network = model.unet(19, width=64, depth=5)
-    logits = network(images)     # [batch, height, width, 3] in [-1, 1] -> [batch, height, width, 19]
+    import tensorflow as tf
+    from unet.models import unet
+
+    model = unet.build_unet(unet.Architecture(19, width=8, depth=3))
+    model(tf.zeros([1, 64, 96, 3])).shape  # images in [-1, 1] -> logits, (1, 64, 96, 19)
+
+Level i of `depth` has width * 2**i channels and images 2**i times smaller:
+
+    images -> down 0 ------------ skip 0 -----------> up 0 -> logits
+                 down 1 --------- skip 1 --------> up 1 -> auxiliary logits
+                    ...                         ...
+                       down depth-1 -> dropout
 
 Sources: U-Net, https://arxiv.org/abs/1505.04597 (padding 'valid', skip 'concat', no normalisation is the paper's); FCN,
 https://arxiv.org/abs/1411.4038 (skip 'add'); residual blocks, https://arxiv.org/abs/1512.03385; auxiliary head,
-https://arxiv.org/abs/1409.5185; dropout of whole channels, https://arxiv.org/abs/1411.4280; recomputed activations,
+https://arxiv.org/abs/1409.5185; dropout of whole channels, https://arxiv.org/abs/1411.4280; activation recomputation,
 https://arxiv.org/abs/1604.06174.
 """
 
+import dataclasses
 import functools
 import math
+from collections.abc import Callable
 
 import keras
 import tensorflow as tf
-from keras import layers
 
-from unet.models import batch_norm
-from unet.models import layers as blocks
+from unet.models import batch_norm, layers
 
 # Precision -> the dtype policy of the layers. Variables are float32 in all but float64.
 POLICIES = {
@@ -28,175 +38,226 @@ POLICIES = {
 }
 
 AUXILIARY_CHANNELS = 64
-LAST_LEVEL = 'up0'
 _GROUPS = 16  # of group normalisation, or as many as divide the channels
 
 
-def unet(
-    num_classes: int,
-    *,
-    width: int = 64,
-    depth: int = 5,
-    skip: str = 'concat',
-    padding: str = 'same',
-    up: str = 'transpose',
-    residual: bool = False,
-    norm: str = 'batch',
-    norm_momentum: float = 0.99,
-    dropout: bool = False,
-    auxiliary: bool = False,
-    synchronized: bool = False,
-    recompute: bool = False,
-    for_xla: bool = False,
-    precision: str = 'float32',
-) -> keras.Model:
-    """Builds the network for training; `for_inference` makes of it a function of images alone.
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """What a U-Net consists of.
 
-    Level i of `depth` has width * 2**i channels: [b, h, w, 3] -> [b, h, w, width] -> [b, h/2, w/2, 2 width] -> ... and
-    back. With padding 'same', height and width must divide by 2**(depth - 1); with 'valid',
-    `configs.default.output_size` tells which inputs fit and how large the output is.
-
-    Args:
+    Attributes:
       num_classes: channels of the output.
       width: channels of the first level.
       depth: number of levels.
       skip: 'concat' or 'add', how the encoder's output joins the decoder.
-      padding: 'same' or 'valid'; with 'valid' the skips are cropped at the centre.
+      padding: 'same' or 'valid', of the convolutions; with 'valid' the skips are cropped at the centre.
       up: 'transpose', a 2x2 transposed convolution, or 'resize', bilinear interpolation and a 1x1 convolution.
       residual: a level's input is added to what its two convolutions make of it.
       norm: 'batch', 'group' or 'none', after each ReLU.
       norm_momentum: of batch normalisation's running statistics.
-      dropout: a second input, [b, 1, 1, bottom_channels], is multiplied with the bottom level's output.
-      auxiliary: a second output, logits at half the resolution, from the second level of the decoder.
-      synchronized: batch statistics over all replicas; needs a strategy.
-      recompute: compute the levels' activations again in the backward pass instead of keeping them, all but those of
-        the last convolution.
-      for_xla: choose ops that XLA compiles well; changes rounding alone.
+      dropout: the model has a second input `dropout_mask`, [b, 1, 1, bottom_channels], which is multiplied with the
+        bottom level's output.
+      auxiliary: the model has a second output, logits at half the resolution, from the second level of the decoder.
+      synchronized: batch statistics are taken over all replicas; needs a strategy.
+      recompute: training recomputes the levels' activations in the backward pass instead of keeping them, all but
+        those of the last convolution.
+      for_xla: the ops are those that XLA compiles well; changes rounding alone.
       precision: a key of `POLICIES`.
+    """
+
+    num_classes: int
+    width: int = 64
+    depth: int = 5
+    skip: str = 'concat'
+    padding: str = 'same'
+    up: str = 'transpose'
+    residual: bool = False
+    norm: str = 'batch'
+    norm_momentum: float = 0.99
+    dropout: bool = False
+    auxiliary: bool = False
+    synchronized: bool = False
+    recompute: bool = False
+    for_xla: bool = False
+    precision: str = 'float32'
+
+    @property
+    def policy(self) -> str:
+        """The dtype policy of all layers but the heads."""
+        return POLICIES[self.precision]
+
+    @property
+    def head_dtype(self) -> str:
+        """The dtype of images and logits."""
+        return 'float64' if self.precision == 'float64' else 'float32'
+
+
+def build_unet(arch: Architecture, image_size: tuple[int | None, int | None] = (None, None)) -> keras.Model:
+    """Builds the model for training; `for_inference` makes of it a function of images alone.
+
+    Args:
+      arch: what it consists of.
+      image_size: height and width that the model is for; (None, None): any that `configs.validation.output_size` takes.
 
     Returns:
-      A model from images in [-1, 1] to logits in float32 (float64 if that is the precision).
+      A model from images [b, h, w, 3] in [-1, 1] to logits [b, h, w, num_classes], both float32 (float64 if that is the
+      precision); with padding 'valid' the logits are those of the centre.
     """
-    policy = POLICIES[precision]
-    head = 'float64' if precision == 'float64' else 'float32'
+    images = x = keras.Input((*image_size, 3), name='images', dtype=arch.head_dtype)
+    inputs, skips, decoded = [images], [], {}
+    for level in range(arch.depth):
+        x = _block(down, [x], level, arch)
+        skips.append(x)
+    if arch.dropout:
+        mask = keras.Input((1, 1, bottom_channels(arch.width, arch.depth)), name='dropout_mask', dtype=arch.head_dtype)
+        x = keras.layers.Multiply(dtype=arch.policy, name='dropout')([x, mask])
+        inputs.append(mask)
+    for level in reversed(range(arch.depth - 1)):
+        x = decoded[level] = _block(up, [skips[level], x], level, arch)
+    outputs = [_logits(x, 'logits', arch)]
+    if arch.auxiliary:
+        outputs.append(auxiliary_head(decoded[1], arch))
+    return keras.Model(inputs, outputs if arch.auxiliary else outputs[0], name='unet')
 
-    def normalise(x, name):
-        if norm == 'batch':
-            return batch_norm.BatchNorm(norm_momentum, synchronized, dtype=policy, name=name)(x)
-        if norm == 'group':
-            return layers.GroupNormalization(math.gcd(_GROUPS, x.shape[-1]), dtype=policy, name=name)(x)
-        return x
 
-    def convolution(x, channels, size, name, activation=None):
-        return layers.Conv2D(
+def down(x: keras.KerasTensor, level: int, arch: Architecture) -> tuple[keras.KerasTensor, list[keras.KerasTensor]]:
+    """A level of the encoder: 2x2 max pooling (below the first) and a `conv_block`, whose results it returns."""
+    if level:
+        pool = layers.MaxPoolByReshape if arch.for_xla else keras.layers.MaxPooling2D
+        x = pool(dtype=arch.policy, name=f'pool{level}')(x)
+    return conv_block(x, arch.width * 2**level, f'down{level}', arch)
+
+
+def up(
+    skip: keras.KerasTensor, x: keras.KerasTensor, level: int, arch: Architecture
+) -> tuple[keras.KerasTensor, list[keras.KerasTensor]]:
+    """A level of the decoder: the level below at twice the size, joined with the encoder's output of this level, and a
+    `conv_block`, whose results it returns."""
+    channels = arch.width * 2**level
+    return conv_block(join(skip, double(x, channels, f'up{level}', arch), level, arch), channels, f'up{level}', arch)
+
+
+def conv_block(
+    x: keras.KerasTensor, channels: int, name: str, arch: Architecture
+) -> tuple[keras.KerasTensor, list[keras.KerasTensor]]:
+    """Two 3x3 convolutions, each with ReLU and normalisation; if residual, the input is added before the second ReLU.
+
+    Returns:
+      The output, and the tensors between the two convolutions that it is computed from.
+    """
+    shortcut = x
+    x = normalize(conv(x, channels, 3, f'{name}_conv_a', arch, 'relu'), f'{name}_norm_a', arch)
+    if not arch.residual:
+        return normalize(conv(x, channels, 3, f'{name}_conv_b', arch, 'relu'), f'{name}_norm_b', arch), [x]
+    y = conv(x, channels, 3, f'{name}_conv_b', arch)
+    if arch.padding == 'valid':
+        shortcut = keras.layers.Cropping2D(2, dtype=arch.policy, name=f'{name}_shortcut_crop')(shortcut)
+    if shortcut.shape[-1] != channels:
+        shortcut = conv(shortcut, channels, 1, f'{name}_shortcut', arch)
+    y = keras.layers.Add(dtype=arch.policy, name=f'{name}_sum')([y, shortcut])
+    y = keras.layers.ReLU(dtype=arch.policy, name=f'{name}_relu')(y)
+    return normalize(y, f'{name}_norm_b', arch), [x, shortcut]
+
+
+def conv(
+    x: keras.KerasTensor, channels: int, size: int, name: str, arch: Architecture, activation: str | None = None
+) -> keras.KerasTensor:
+    """A convolution of size x size pixels."""
+    return keras.layers.Conv2D(
+        channels,
+        size,
+        padding=arch.padding,
+        activation=activation,
+        kernel_initializer='he_normal',
+        dtype=arch.policy,
+        name=name,
+    )(x)
+
+
+def normalize(x: keras.KerasTensor, name: str, arch: Architecture) -> keras.KerasTensor:
+    """Batch or group normalisation, or none."""
+    if arch.norm == 'batch':
+        return batch_norm.BatchNorm(arch.norm_momentum, arch.synchronized, dtype=arch.policy, name=name)(x)
+    if arch.norm == 'group':
+        groups = math.gcd(_GROUPS, x.shape[-1])
+        return keras.layers.GroupNormalization(groups, dtype=arch.policy, name=name)(x)
+    return x
+
+
+def double(x: keras.KerasTensor, channels: int, name: str, arch: Architecture) -> keras.KerasTensor:
+    """[b, h, w, c] -> [b, 2h, 2w, channels], by a transposed convolution or by interpolation and a 1x1 convolution."""
+    if arch.up == 'resize':
+        x = layers.BilinearDouble(dtype=arch.policy, name=f'{name}_resize')(x)
+        x = conv(x, channels, 1, f'{name}_up', arch, 'relu')
+    else:
+        x = keras.layers.Conv2DTranspose(
             channels,
-            size,
-            padding=padding,
-            activation=activation,
+            2,
+            strides=2,
+            activation='relu',
             kernel_initializer='he_normal',
-            dtype=policy,
-            name=name,
+            dtype=arch.policy,
+            name=f'{name}_up',
         )(x)
-
-    def convolutions(x, channels, name):
-        """The output, and what the second half of this is computed from."""
-        shortcut = x
-        x = normalise(convolution(x, channels, 3, f'{name}_conv_a', 'relu'), f'{name}_norm_a')
-        if not residual:
-            return normalise(convolution(x, channels, 3, f'{name}_conv_b', 'relu'), f'{name}_norm_b'), [x]
-        y = convolution(x, channels, 3, f'{name}_conv_b')
-        if padding == 'valid':
-            shortcut = layers.Cropping2D(2, dtype=policy, name=f'{name}_shortcut_crop')(shortcut)
-        if shortcut.shape[-1] != channels:
-            shortcut = convolution(shortcut, channels, 1, f'{name}_shortcut')
-        y = layers.Add(dtype=policy, name=f'{name}_sum')([y, shortcut])
-        return normalise(layers.ReLU(dtype=policy, name=f'{name}_relu')(y), f'{name}_norm_b'), [x, shortcut]
-
-    def pool(x, name):
-        return (blocks.MaxPoolByReshape if for_xla else layers.MaxPooling2D)(dtype=policy, name=name)(x)
-
-    def double(x, channels, name):
-        if up == 'resize':
-            x = blocks.BilinearDouble(dtype=policy, name=f'{name}_resize')(x)
-            x = convolution(x, channels, 1, f'{name}_up', 'relu')
-        else:
-            x = layers.Conv2DTranspose(
-                channels,
-                2,
-                strides=2,
-                activation='relu',
-                kernel_initializer='he_normal',
-                dtype=policy,
-                name=f'{name}_up',
-            )(x)
-        return normalise(x, f'{name}_up_norm')
-
-    def join(encoded, x, level):
-        if padding == 'valid':
-            encoded = layers.Cropping2D(_skip_margin(level, depth), dtype=policy, name=f'skip{level}_crop')(encoded)
-        merge = layers.Concatenate if skip == 'concat' else layers.Add
-        return merge(dtype=policy, name=f'skip{level}')([encoded, x])
-
-    def down_level(x, level):
-        if level:
-            x = pool(x, f'pool{level}')
-        return convolutions(x, width * 2**level, f'down{level}')
-
-    def up_level(encoded, x, level):
-        channels = width * 2**level
-        return convolutions(join(encoded, double(x, channels, f'up{level}'), level), channels, f'up{level}')
-
-    def part(level_function, inputs, level):
-        given = [keras.Input(x.shape[1:], dtype=x.dtype) for x in inputs]
-        output, between = level_function(*given, level)
-        name = level_function.__name__.replace('_level', str(level))
-        whole, in_training = keras.Model(given, output, name=name), None
-        if recompute and name == LAST_LEVEL:
-            first, last = keras.Model(given, between), keras.Model(between, output)
-
-            def in_training(inputs):
-                # The backward pass begins with what is computed last, which would be computed again at once.
-                return last(blocks.recomputed(first, inputs), training=True)
-
-        elif recompute:
-            in_training = functools.partial(blocks.recomputed, whole)
-        return blocks.Part(whole, in_training, dtype=policy, name=f'{name}_part')(inputs)
-
-    images = x = keras.Input((None, None, 3), name='images', dtype=head)
-    inputs, encoded = [images], []
-    for level in range(depth):
-        if level:
-            encoded.append(x)
-        x = part(down_level, [x], level)
-    if dropout:
-        inputs.append(keras.Input((1, 1, bottom_channels(width, depth)), name='dropout_mask', dtype=head))
-        x = layers.Multiply(dtype=policy, name='dropout')([x, inputs[1]])
-    decoded = {}
-    for level in reversed(range(depth - 1)):
-        x = decoded[level] = part(up_level, [encoded[level], x], level)
-    outputs = [layers.Conv2D(num_classes, 1, dtype=head, name='logits')(x)]
-    if auxiliary:
-        x = convolution(decoded[1], AUXILIARY_CHANNELS, 3, 'auxiliary_conv', 'relu')
-        x = normalise(x, 'auxiliary_norm')
-        outputs.append(layers.Conv2D(num_classes, 1, dtype=head, name='auxiliary_logits')(x))
-    return keras.Model(inputs, outputs if auxiliary else outputs[0], name='unet')
+    return normalize(x, f'{name}_up_norm', arch)
 
 
-def for_inference(network: keras.Model) -> keras.Model:
-    """Of a network of `unet`, the function from images to logits, sharing its weights."""
-    if len(network.inputs) == len(network.outputs) == 1:
-        return network
-    images = keras.Input(network.inputs[0].shape[1:], name='images', dtype=network.inputs[0].dtype)
+def join(skip: keras.KerasTensor, x: keras.KerasTensor, level: int, arch: Architecture) -> keras.KerasTensor:
+    """The encoder's output, cropped if unpadded, and the decoder's: one after the other, or their sum."""
+    if arch.padding == 'valid':
+        margin = _skip_margin(level, arch.depth)
+        skip = keras.layers.Cropping2D(margin, dtype=arch.policy, name=f'skip{level}_crop')(skip)
+    merge = keras.layers.Concatenate if arch.skip == 'concat' else keras.layers.Add
+    return merge(dtype=arch.policy, name=f'skip{level}')([skip, x])
+
+
+def auxiliary_head(x: keras.KerasTensor, arch: Architecture) -> keras.KerasTensor:
+    """Logits of a decoder level by a 3x3 and a 1x1 convolution."""
+    x = conv(x, AUXILIARY_CHANNELS, 3, 'auxiliary_conv', arch, 'relu')
+    return _logits(normalize(x, 'auxiliary_norm', arch), 'auxiliary_logits', arch)
+
+
+def _logits(x: keras.KerasTensor, name: str, arch: Architecture) -> keras.KerasTensor:
+    return keras.layers.Conv2D(arch.num_classes, 1, dtype=arch.head_dtype, name=name)(x)
+
+
+def _block(build: Callable, inputs: list[keras.KerasTensor], level: int, arch: Architecture) -> keras.KerasTensor:
+    """The output of the level that `build`, which is `down` or `up`, makes, as one layer."""
+    x = [keras.Input(tensor.shape[1:], dtype=tensor.dtype) for tensor in inputs]
+    output, between = build(*x, level, arch)
+    part = keras.Model(x, output, name=f'{build.__name__}{level}')
+    recomputation = None
+    if arch.recompute and build is up and level == 0:
+        # The backward pass begins with what is computed last, which would be recomputed at once.
+        recomputation = layers.Recomputation(keras.Model(x, between), kept=keras.Model(between, output))
+    elif arch.recompute:
+        recomputation = layers.Recomputation(part)
+    block = layers.RecomputeBlock(part, level, recomputation, dtype=arch.policy, name=f'{part.name}_part')
+    return block(inputs)
+
+
+def for_inference(model: keras.Model) -> keras.Model:
+    """Returns the function from images to logits of a model of `build_unet`, sharing its weights: without dropout and
+    without the auxiliary head."""
+    if len(model.inputs) == len(model.outputs) == 1:
+        return model
+    images = keras.Input(model.inputs[0].shape[1:], name='images', dtype=model.inputs[0].dtype)
     inputs = [images]
-    for kept in network.inputs[1:]:
-        ones = functools.partial(tf.ones, kept.shape[1:], kept.dtype)
-        inputs.append(layers.Lambda(lambda x, ones=ones: ones()[None], output_shape=kept.shape[1:])(images))
-    outputs = network(inputs)
+    for mask in model.inputs[1:]:
+        ones = functools.partial(tf.ones, mask.shape[1:], mask.dtype)
+        inputs.append(keras.layers.Lambda(lambda x, ones=ones: ones()[None], output_shape=mask.shape[1:])(images))
+    outputs = model(inputs)
     return keras.Model(images, outputs[0] if isinstance(outputs, list) else outputs, name='unet')
 
 
+def encoder_levels(model: keras.Model) -> list[layers.RecomputeBlock]:
+    """Returns the levels of a model's encoder, from the image's own size down."""
+    blocks = [layer for layer in model.layers if isinstance(layer, layers.RecomputeBlock)]
+    return [block for block in blocks if block.part.name == f'{down.__name__}{block.level}']
+
+
 def bottom_channels(width: int, depth: int) -> int:
-    """Channels of the lowest level."""
+    """Returns the number of channels of the lowest level."""
     return width * 2 ** (depth - 1)
 
 
