@@ -19,7 +19,7 @@ _DATA_DIR = flags.DEFINE_string(
 )
 _SPLIT = flags.DEFINE_string('split', 'validation', 'Split whose images are shown.')
 _IMAGES = flags.DEFINE_integer(
-    'images', 100, 'Images looked at to find the best and worst, evenly over the split.', lower_bound=1
+    'images', 100, 'Images predicted to find the best and worst, evenly over the split.', lower_bound=1
 )
 _SHOWN = flags.DEFINE_integer('shown', 4, 'Images shown of the best and of the worst; 0: none.', lower_bound=0)
 _OUTPUT = flags.DEFINE_string('output', None, 'The HTML file; default report.html in the (first) workdir.')
@@ -42,7 +42,7 @@ def main() -> None:
     with host.quiet_import():
         from unet.reporting import page
 
-    with progress.show(_IMAGES.value * len(_WORKDIR.value), 'image') as advance:
+    with progress.show(_IMAGES.value * len(_WORKDIR.value), 'image') as on_progress:
         page.write(
             _WORKDIR.value,
             output,
@@ -50,7 +50,7 @@ def main() -> None:
             split=_SPLIT.value,
             images=_IMAGES.value,
             count=_SHOWN.value,
-            tick=lambda: advance(1),
+            on_progress=lambda: on_progress(1),
         )
     print(output)
 

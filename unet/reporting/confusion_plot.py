@@ -1,6 +1,6 @@
 """A picture of a confusion matrix.
 
-picture = heatmap.draw(confusion, shown, title='...')     # uint8 [h, w, 3]
+picture = confusion_plot.draw(confusion, labels.classes(table), title='step 1000')     # uint8 [h, w, 3]
 """
 
 import numpy as np

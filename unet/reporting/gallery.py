@@ -1,7 +1,10 @@
 """The images of a split that a run's model sees best and worst, with what it sees and where it errs.
 
-found = gallery.look('runs/cityscapes', split, scored, count=4)
-found.best[0].image, found.best[0].predictions, found.best[0].errors
+predict = gallery.predictor('runs/cityscapes', 'best')
+scores, confusion = gallery.score_images(predict, split, table, 100)
+best, worst = gallery.best_and_worst([scores], 4)
+pictures = gallery.draw(worst, [predict], [scores], split, table, [labels.train_id_of_id(table) != labels.IGNORED])
+pictures[0].image, pictures[0].predictions, pictures[0].errors
 """
 
 import dataclasses
@@ -22,8 +25,16 @@ _DIM = 0.35  # brightness of what is right or not scored in a picture of errors
 
 @dataclasses.dataclass
 class Picture:
-    """One image: its id and score (mIoU of its classes), and pictures uint8 [h, w, 3] of it, of the truth, and, per
-    run, of the prediction and of the errors."""
+    """One image as it is shown; its pictures are uint8 [h, w, 3].
+
+    Attributes:
+      image_id: its name.
+      scores: per run the mIoU of its classes.
+      image: the image.
+      truth: its true classes over it.
+      predictions: per run the predicted classes over it.
+      errors: per run the image in grey with what is wrong in red.
+    """
 
     image_id: str
     scores: list[float]
@@ -33,16 +44,16 @@ class Picture:
     errors: list[np.ndarray]
 
 
-def predictor(run: str, which: str, **looks: object) -> Callable[[np.ndarray], np.ndarray]:
+def predictor(workdir: str, which: str, **looks: object) -> Callable[[np.ndarray], np.ndarray]:
     """A function of one image, uint8 [h, w, 3] -> label ids uint8 [h, w].
 
     Args:
-      run: the workdir.
+      workdir: the folder of the run.
       which: the checkpoint, see `restore.trained`.
       **looks: how the network looks at an image, see `inference/build.predictor`.
     """
-    config, table, network, _ = restore.trained(run, which)
-    predict = tf.function(inference_build.predictor(config, network, table, **looks), reduce_retracing=True)
+    config, table, model, _ = restore.trained(workdir, which)
+    predict = tf.function(inference_build.predictor(config, model, table, **looks), reduce_retracing=True)
     return lambda image: predict(tf.constant(image[None])).numpy()[0]
 
 
@@ -51,16 +62,19 @@ def score_images(
     split: records.Split,
     table: labels.Table,
     most: int,
-    tick: Callable[[], None] = lambda: None,
+    on_progress: Callable[[], None] = lambda: None,
 ) -> tuple[dict[str, float], np.ndarray]:
-    """Image id -> mIoU of up to `most` images, evenly over the split, and their confusion matrix int64 [n, n].
+    """Scores some images of a split, which lie evenly over it.
 
     Args:
       predict: see `predictor`.
       split: with labels.
       table: the label table.
-      most: images.
-      tick: called after each image.
+      most: the number of images, or all of them if there are fewer.
+      on_progress: called after each image.
+
+    Returns:
+      Image id -> mIoU of the image's own classes, and the images' confusion matrix, int64 [n, n] in label ids.
     """
     size = labels.num_ids(table)
     total = np.zeros([size, size], np.int64)
@@ -70,7 +84,7 @@ def score_images(
         confusion = metrics.count_pairs(truth, predict(image), size)[:-1].reshape(size, size)
         scores[split.image_ids[number]] = metrics.scores(confusion, table)['eval/miou']
         total += confusion
-        tick()
+        on_progress()
     return scores, total
 
 
