@@ -3,7 +3,7 @@
     python -m benchmarks.startup --config=configs/synthetic.py --data_dir=demo/data
 
 --help of every command, and whether it imports TensorFlow; then the time from `python -m unet.main` to the end of its
-first step beside that of a bare program that imports TensorFlow, makes the network, traces and compiles the same step
+first step beside that of a bare program that imports TensorFlow, makes the model, traces and compiles the same step
 and takes it once. Both say so in a line, at which the clock stops. Both read the processor's caches and the disk's as
 the other left them: they take turns.
 """

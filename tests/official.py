@@ -90,7 +90,7 @@ def largest_difference(theirs: dict[str, float], ours: dict[str, float]) -> floa
 
 
 def predictions_for(truths: list[np.ndarray], rng: np.random.Generator) -> list[np.ndarray]:
-    """A made-up prediction for each of the label maps, such as no network would spare an evaluator."""
+    """A made-up prediction for each of the label maps, such as no model would spare an evaluator."""
     hidden = rng.permutation(IDS)[: rng.integers(0, 12)]  # classes that are never predicted
     predictions = []
     for truth in truths:

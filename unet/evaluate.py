@@ -12,14 +12,27 @@ unless --split is given, and packs them into <submission_dir>.zip. Of several pr
 """
 
 import contextlib
+import dataclasses
 import json
 import math
 import os
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, TypeVar
 
 from absl import flags
 
 from launch import entry, host, progress
 from unet.inference import options
+
+if TYPE_CHECKING:
+    import numpy as np
+    from ml_collections import ConfigDict
+
+    from data_prep import labels, records
+    from unet.distributed import process_group, shutdown
+    from unet.evaluation import accumulator, instance_iou
+
+Result = TypeVar('Result')
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; required.')
 _DATA_DIR = flags.DEFINE_string('data_dir', 'data/cityscapes', 'Record folder.')
@@ -80,8 +93,24 @@ def main() -> None:
             ) from None
 
 
-def _evaluate(config, split, looks: dict, scored: bool, instance_files: dict | None, stop) -> None:
-    """Predicts the split, on all processes, and writes what was asked for."""
+def _evaluate(
+    config: 'ConfigDict',
+    split: 'records.Split',
+    looks: dict,
+    scored: bool,
+    instance_files: 'dict[str, instance_iou.File] | None',
+    stop: 'shutdown.StopRequest',
+) -> None:
+    """Predicts the split on all processes, and writes the scores, the submission, or both.
+
+    Args:
+      config: the run's.
+      split: the images to predict.
+      looks: options of the prediction, see `inference/build.predictor`.
+      scored: whether to compare with the labels of the split.
+      instance_files: each image's, of `instance_iou.find`; None: instances are not scored.
+      stop: becomes true when the program is to stop.
+    """
     import tensorflow as tf
 
     from unet.distributed import cluster
@@ -116,14 +145,15 @@ def _evaluate(config, split, looks: dict, scored: bool, instance_files: dict | N
         )
         files = submission.paths(_SUBMISSION_DIR.value, split) if _SUBMISSION_DIR.value else None
 
-        def deal_with(example: int, truth, prediction) -> dict | None:
+        def write_and_count(example: int, truth, prediction) -> accumulator.Counts | None:
             if files:
                 submission.write(files[example], prediction)
             if scored:
-                return accumulator.of_image(split.image_ids[example], truth, prediction, table, instance_files)
+                return accumulator.count_image(split.image_ids[example], truth, prediction, table, instance_files)
 
         try:
-            counts = list(_with_progress(predict_split.in_threads(deal_with, found), len(split), group, stall))
+            results = predict_split.in_threads(write_and_count, found)
+            counts = list(_with_progress(results, len(split), group, stall))
         except tf.errors.ResourceExhaustedError as error:
             raise entry.UserError(
                 entry.BAD_CONFIG,
@@ -133,69 +163,109 @@ def _evaluate(config, split, looks: dict, scored: bool, instance_files: dict | N
         except tf.errors.OpError as error:
             group.raise_if_peer_lost(error)
             raise
-        shares = group.all_gather(accumulator.add(counts, table) if scored else None)
+        ours = accumulator.to_json(accumulator.merge(counts, table)) if scored else None
+        shares = group.all_gather(ours)
         if group.rank == 0:
             if files:
                 archive = submission.check_and_zip(_SUBMISSION_DIR.value, split, table)
                 print(f'{len(split)} images of {split.name} by {path}, read back and found well: {archive}')
             if scored:
-                total = accumulator.whole(accumulator.add(shares, table), split, table)
-                scores = _write(total, config.labels, table, split.name, path, looks)
+                total = accumulator.merge(map(accumulator.from_json, shares), table)
+                result = _score(total, split, path, config.labels, table)
+                _write(result, looks)
                 page.write_after(_WORKDIR.value, _DATA_DIR.value, split.name, config.eval.pictures, lambda: bool(stop))
-                _print(scores, total, config.labels, table, split.name, path)
+                _print(result)
         group.all_gather(None)  # nobody leaves before the files are written
 
 
-def _with_progress(results, total: int, group, stall):
-    """Passes on what comes and shows how far all processes are."""
+def _with_progress(
+    results: 'Iterable[Result]', total: int, group: 'process_group.ProcessGroup', stall: 'shutdown.Stall'
+) -> 'Iterator[Result]':
+    """Passes on each result as it comes, and shows how many of the `total` images all processes have done: as many as
+    this one in each, since they go on side by side."""
     shown = contextlib.nullcontext(lambda count: None) if group.rank else progress.show(total, 'image')
-    with shown as advance:
+    with shown as on_progress:
         for done, result in enumerate(results):
             yield result
             stall.progress()
-            advance(max(0, min(group.size, total - done * group.size)))
+            on_progress(max(0, min(group.size, total - done * group.size)))
 
 
-def _write(total, learnt: str, table, split: str, path: str, looks: dict) -> dict[str, float]:
-    """Writes the files of the workdir and returns the scores."""
+@dataclasses.dataclass(frozen=True)
+class _Scored:
+    """The scores of a split.
+
+    Attributes:
+      split: its name.
+      checkpoint: the path of what predicted it.
+      learnt: 'train_ids' or 'label_ids', what that predicts.
+      table: the label table.
+      counts: of all images.
+      confusion: int64 [n, n], rows true ids, columns predicted ids.
+      scores: fractions by name, of `accumulator.scores`, and for a model of all label ids the IoU of each.
+    """
+
+    split: str
+    checkpoint: str
+    learnt: str
+    table: 'labels.Table'
+    counts: 'accumulator.Counts'
+    confusion: 'np.ndarray'
+    scores: dict[str, float]
+
+
+def _score(
+    counts: 'accumulator.Counts', split: 'records.Split', checkpoint: str, learnt: str, table: 'labels.Table'
+) -> _Scored:
+    """Computes the scores from the counts of all images."""
+    from data_prep import labels
+    from unet.evaluation import accumulator, metrics, predict_split
+
+    confusion = predict_split.as_matrix(counts.pairs, split, labels.num_ids(table))
+    scores = accumulator.scores(counts, confusion, table)
+    if learnt == 'label_ids':
+        own = metrics.iou_of_all_ids(confusion, table)
+        scores |= {f'eval/iou_all_ids/{name}': value for name, value in own.items()}
+    return _Scored(split.name, checkpoint, learnt, table, counts, confusion, scores)
+
+
+def _write(scored: _Scored, looks: dict) -> None:
+    """Writes evaluate-<split>.json and confusion-<split>.png into the workdir."""
     from data_prep import labels
     from launch import files
-    from unet.evaluation import metrics
     from unet.reporting import confusion_plot, draw
     from unet.training import train_log
 
-    scores = total.scores(table)
-    if learnt == 'label_ids':
-        own = metrics.iou_of_all_ids(total.confusion, table)
-        scores |= {f'eval/iou_all_ids/{name}': value for name, value in own.items()}
     result = {
-        'checkpoint': path,
+        'checkpoint': scored.checkpoint,
         'data_dir': _DATA_DIR.value,
-        'split': split,
-        'images': len(total.images),
+        'split': scored.split,
+        'images': len(scored.counts.images),
         'looks': looks,
-        'scores': _without_nan(scores),
-        'scores_of_images': {image_id: _without_nan(own) for image_id, own in total.images.items()},
-        'confusion': total.confusion.tolist(),
+        'scores': _without_nan(scored.scores),
+        'scores_of_images': {image_id: _without_nan(own) for image_id, own in scored.counts.images.items()},
+        'confusion': scored.confusion.tolist(),
     }
-    files.write_atomically(_file('evaluate', split, 'json'), json.dumps(result) + '\n')
-    shown = table if learnt == 'label_ids' else labels.classes(table)
-    title = f'{path}\n{train_log.headline(scores)}'
-    draw.save(confusion_plot.draw(total.confusion, shown, title), _file('confusion', split, 'png'))
-    return scores
+    files.write_atomically(_file('evaluate', scored.split, 'json'), json.dumps(result) + '\n')
+    shown = scored.table if scored.learnt == 'label_ids' else labels.classes(scored.table)
+    title = f'{scored.checkpoint}\n{train_log.headline(scored.scores)}'
+    draw.save(confusion_plot.draw(scored.confusion, shown, title), _file('confusion', scored.split, 'png'))
 
 
-def _print(scores: dict[str, float], total, learnt: str, table, split: str, path: str) -> None:
+def _print(scored: _Scored) -> None:
+    """Prints the tables of scores, with mIoU in the last line."""
     from unet.evaluation import score_tables
     from unet.training import train_log
 
-    if learnt == 'label_ids':
-        print(f'Over its own classes, void ones too:\n{score_tables.of_all_ids(total.confusion, table)}')
+    scores, table = scored.scores, scored.table
+    if scored.learnt == 'label_ids':
+        print(f'Over its own classes, void ones too:\n{score_tables.of_all_ids(scored.confusion, table)}')
         print(f'mIoU of all label ids {100 * scores["eval/miou_all_ids"]:.2f} %\n\nBy the official rules:')
-    print(score_tables.of_classes(scores, total.confusion, table))
+    print(score_tables.of_classes(scores, scored.confusion, table))
     print(score_tables.of_categories(scores, table))
-    print(f'{path} on {len(total.images)} images of {split}')
-    print(f'All figures: {_file("evaluate", split, "json")}   Confusion: {_file("confusion", split, "png")}')
+    print(f'{scored.checkpoint} on {len(scored.counts.images)} images of {scored.split}')
+    figures, picture = _file('evaluate', scored.split, 'json'), _file('confusion', scored.split, 'png')
+    print(f'All figures: {figures}   Confusion: {picture}')
     print(score_tables.of_means(scores))
     print(train_log.headline(scores))
 

@@ -2,7 +2,7 @@
 
     python -m unet.preflight --config=configs/cityscapes.py --data_dir=data/cityscapes --workdir=runs/cityscapes
 
-With --selfcheck it also trains a small network on the devices at hand, to prove that N of them train as one, that an
+With --selfcheck it also trains a small model on the devices at hand, to prove that N of them train as one, that an
 overflow on any of them is withheld on all, that compiled, recomputed and restored steps give the same, and to measure
 the all-reduce. On several hosts, start it as unet.main is started: it is `--module=unet.preflight` of the launchers.
 """
@@ -20,7 +20,7 @@ from unet import config_flag
 flags.adopt_module_key_flags(config_flag)  # so that --help lists --config
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; default runs/<config name>.')
 _DATA_DIR = flags.DEFINE_string('data_dir', 'data/cityscapes', 'Record folder.')
-_SELFCHECK = flags.DEFINE_bool('selfcheck', False, 'Train a small network on these devices too; takes minutes.')
+_SELFCHECK = flags.DEFINE_bool('selfcheck', False, 'Train a small model on these devices too; takes minutes.')
 _BANDWIDTH = flags.DEFINE_float(
     'gigabytes_per_second', 10.0, 'That a host can send to the others, for the time expected.', lower_bound=0.001
 )
@@ -87,8 +87,8 @@ def main() -> int:
         class_pixels = records.class_pixels(_DATA_DIR.value, config.data.train_splits)
         attempt('losses', 'fit the classes', lambda: training_build.losses(config, table, class_pixels))
         if config.init_from:
-            network = model_build.build_model(config, table, replicas=1)
-            attempt('init_from', 'fits', lambda: restore.init_from(config.init_from, network))
+            model = model_build.build_model(config, table, replicas=1)
+            attempt('init_from', 'fits', lambda: restore.init_from(config.init_from, model))
         tell(checks.expected_time(config, table, strategy, 1e9 * _BANDWIDTH.value, _LATENCY.value / 1000))
         if _SELFCHECK.value:
             for check in selfcheck.run(config, table, strategy):

@@ -262,7 +262,7 @@ def _evaluator(
                     num_ids=labels.num_ids(table),
                     batch=config.eval.batch,
                     jit_compile=jit_compile,
-                    tick=on_progress,
+                    on_progress=on_progress,
                     stop=lambda: bool(stop),
                 )
                 seconds = time.monotonic() - started

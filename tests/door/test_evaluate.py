@@ -42,7 +42,7 @@ def data(tmp_path_factory):
 @pytest.fixture(scope='module')
 def workdirs(tmp_path_factory, data):
     """What is learnt -> a workdir whose checkpoint predicts a bit of everything, some of it right: the last layer of an
-    untrained network, fitted to the split by least squares."""
+    untrained model, fitted to the split by least squares."""
     import keras
     import tensorflow as tf
 
@@ -61,9 +61,9 @@ def workdirs(tmp_path_factory, data):
         run = tmp_path_factory.mktemp(learnt)
         workdir.write_config(run, config)
         files.write_atomically(run / labels.FILE, labels.to_json(labels.CITYSCAPES))
-        network = model_build.build_model(config, labels.CITYSCAPES, replicas=1)
-        head = network.layers[-1]
-        features = keras.Model(network.input, head.input)(preprocess.normalize(examples['image'])).numpy()
+        model = model_build.build_model(config, labels.CITYSCAPES, replicas=1)
+        head = model.layers[-1]
+        features = keras.Model(model.input, head.input)(preprocess.normalize(examples['image'])).numpy()
         features = np.append(features, np.ones_like(features[..., :1]), -1).reshape(-1, features.shape[-1] + 1)
         wanted = model_build.class_of_id(learnt, labels.CITYSCAPES)[examples['label'].numpy().ravel()]
         one_hot = np.eye(head.bias.shape[0])[np.minimum(wanted, head.bias.shape[0] - 1)]
@@ -71,9 +71,9 @@ def workdirs(tmp_path_factory, data):
         fitted = np.linalg.lstsq(features, one_hot, rcond=None)[0]
         head.kernel.assign(fitted[:-1].reshape(head.kernel.shape) / np.abs(fitted).max())
         head.bias.assign(fitted[-1] / np.abs(fitted).max())
-        weights = [variable.value for variable in network.trainable_variables]
+        weights = [variable.value for variable in model.trainable_variables]
         state = step.TrainState('adam', weights, ema=False)
-        checkpoint.save(run / workdir.BEST, tf.train.Checkpoint(model=network, state=state), step=1, keep=1)
+        checkpoint.save(run / workdir.BEST, tf.train.Checkpoint(model=model, state=state), step=1, keep=1)
         found[learnt] = run
     return found
 

@@ -19,7 +19,7 @@ def scenes():
 
 def scored_from_records(folder, images, mirrored):
     """The scores as `unet.evaluate` gets them: records, batches of one size, two devices. The red of an image says what
-    the network is to see in it."""
+    the model is to see in it."""
     pairs = [(np.repeat(predicted[..., None], 3, 2), label_ids) for label_ids, _, predicted in images]
     split = records.read_split(tiny.write_folder(folder, validation=pairs), 'validation')
     confusion, rows = np.zeros((34, 34), np.int64), []

@@ -3,7 +3,7 @@
     for check in selfcheck.run(config, table, strategy):
         print(check)
 
-A small network, otherwise as the config says, takes a few steps on random images under the strategy that training
+A small model, otherwise as the config says, takes a few steps on random images under the strategy that training
 would use. In float64 the weights must be those that one device computes; in float16 an overflow on any one replica must
 be withheld on all of them.
 """
@@ -82,16 +82,16 @@ def _share(config: ConfigDict, number: int, replica: int, replicas: int, poisone
 
 
 class _Training:
-    """A network in training under a strategy, one step at a time."""
+    """A model in training under a strategy, one step at a time."""
 
     def __init__(self, config: ConfigDict, table: labels.Table, strategy: tf.distribute.Strategy):
         self._config, self._strategy = config, strategy
         self.replicas = strategy.num_replicas_in_sync
         with strategy.scope():
-            network = model_build.build_model(config, table, replicas=self.replicas)
-            self.state = training_build.train_state(config, network)
-        self.contents = tf.train.Checkpoint(model=network, state=self.state)
-        replica_step = training_build.replica_step(config, network, self.state, table, self.replicas, None)
+            model = model_build.build_model(config, table, replicas=self.replicas)
+            self.state = training_build.train_state(config, model)
+        self.contents = tf.train.Checkpoint(model=model, state=self.state)
+        replica_step = training_build.replica_step(config, model, self.state, table, self.replicas, None)
         self._step = tf.function(lambda batch: strategy.run(replica_step, args=(batch, tf.constant(0.0))))
 
     def take_step(self, number: int, poisoned: int | None = None) -> dict[str, float]:

@@ -177,8 +177,8 @@ def _calls(
         return
     split = records.read_split(data_dir, config.data.eval_split)
     with strategy.scope():
-        network = model_build.build_model(config, table, replicas=1)
-    predict = inference_build.predictor(config, network, table)
+        model = model_build.build_model(config, table, replicas=1)
+    predict = inference_build.predictor(config, model, table)
     compiled = inference_build.jit_predictions(config, replicas)
     if 'predict' in parts:
         yield 'predict', 1, 1, _predicting(tf.function(predict, jit_compile=compiled), split)
@@ -201,11 +201,11 @@ def _training(
     class_pixels: np.ndarray | None,
     replicas: int,
 ) -> Callable:
-    """The compiled steps of a network of its own, which normalises as on so many replicas."""
+    """The compiled steps of a model of its own, which normalises as on so many replicas."""
     with strategy.scope():
-        network = model_build.build_model(config, table, replicas=replicas)
-        state = training_build.train_state(config, network)
-    return training_build.train_steps(config, network, state, table, strategy, class_pixels)
+        model = model_build.build_model(config, table, replicas=replicas)
+        state = training_build.train_state(config, model)
+    return training_build.train_steps(config, model, state, table, strategy, class_pixels)
 
 
 def _taking(batches: tf.data.Dataset) -> Callable[[], None]:

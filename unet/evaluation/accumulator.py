@@ -1,8 +1,11 @@
-"""What is counted over the predictions of a split, and all scores that follow from it.
+"""What is counted over the images of a split, and all scores that follow from it.
 
-share = accumulator.count(predict_split.predictions(...), split, table)     # plain lists, to be sent to other processes
-total = accumulator.merge([share, ...], split, table)
-scores = total.scores(table)                                    # {'eval/miou': 0.71, ...}
+    counts = accumulator.merge([accumulator.count_image('ulm_000000_000019', truth, prediction, table)], table)
+    confusion = predict_split.as_matrix(counts.pairs, split, labels.num_ids(table))
+    scores = accumulator.scores(counts, confusion, table)       # {'eval/miou': 0.71, ...}
+
+Scores are not means over images: whoever scores a split, on however many processes, merges the counts of all images
+first. `to_json` and `from_json` carry them between processes.
 """
 
 import dataclasses
@@ -10,52 +13,41 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from data_prep import labels, records
-from unet.evaluation import boundary_iou, instance_iou, metrics, predict_split
+from data_prep import labels
+from unet.evaluation import boundary_iou, instance_iou, metrics
 
 
 @dataclasses.dataclass(frozen=True)
-class Tally:
-    """The counts of a whole split.
+class Counts:
+    """What is counted over some images; n is `labels.num_ids` of their table.
 
     Attributes:
-      confusion: int64 [n, n], pixels by true and predicted label id.
-      edges: int64 [n + 1, n + 1], of `boundaries.count_pairs`.
-      instances: int64 [k, 4], of `instances.measure`; None if they were not asked for.
+      pairs: int64 [n * n + 1], see `metrics.count_pairs`.
+      edges: int64 [n + 1, n + 1], see `boundary_iou.count_pairs`.
+      instances: int64 [k, 4], a row per instance, see `instance_iou.measure`; None if instances are not scored.
       images: per image id its own 'miou' and 'accuracy', NaN for an image without scored pixels.
     """
 
-    confusion: np.ndarray
+    pairs: np.ndarray
     edges: np.ndarray
     instances: np.ndarray | None
     images: dict[str, dict[str, float]]
 
-    def scores(self, table: labels.Table) -> dict[str, float]:
-        """Those of `metrics`, `boundaries` and, if counted, `instances`."""
-        scores = metrics.scores(self.confusion, table) | boundary_iou.scores(self.edges, table)
-        if self.instances is not None:
-            scores |= instance_iou.scores(self.instances, self.confusion, table)
-        return scores
 
-
-def of_image(
+def count_image(
     image_id: str,
     truth: np.ndarray,
     prediction: np.ndarray,
     table: labels.Table,
     instance_files: Mapping[str, instance_iou.File] | None = None,
-) -> dict[str, object]:
-    """What is counted of one image.
+) -> Counts:
+    """Counts what all scores need of one image.
 
     Args:
       image_id: its name.
       truth, prediction: uint8 [h, w], label ids.
       table: the label table.
-      instance_files: each image's, of `instances.find`; None: instances are not scored.
-
-    Returns:
-      'pairs' of `metrics.count_pairs`, 'edges' of `boundaries.count_pairs`, 'instances' of `instances.measure` or None,
-      and 'images', the image's own scores by its name.
+      instance_files: each image's, of `instance_iou.find`; None: instances are not scored.
 
     Raises:
       UserError: BAD_DATA if the instance file cannot be used.
@@ -63,41 +55,62 @@ def of_image(
     num_ids = labels.num_ids(table)
     pairs = metrics.count_pairs(truth, prediction, num_ids)
     own = metrics.scores(pairs[:-1].reshape(num_ids, num_ids), table)
-    rows = None
+    instances = None
     if instance_files is not None:
-        rows = instance_iou.measure(instance_iou.read(instance_files[image_id], truth), prediction, table)
+        instances = instance_iou.measure(instance_iou.read(instance_files[image_id], truth), prediction, table)
+    return Counts(
+        pairs=pairs,
+        edges=boundary_iou.count_pairs(truth, prediction, table),
+        instances=instances,
+        images={image_id: {'miou': own['eval/miou'], 'accuracy': own['eval/accuracy']}},
+    )
+
+
+def merge(counts: Iterable[Counts], table: labels.Table) -> Counts:
+    """Adds up the counts of images, or of groups of images, that have none in common."""
+    num_ids = labels.num_ids(table)
+    pairs, edges = np.zeros(num_ids * num_ids + 1, np.int64), np.zeros([num_ids + 1, num_ids + 1], np.int64)
+    instances, images = [], {}
+    for each in counts:
+        pairs += each.pairs
+        edges += each.edges
+        if each.instances is not None:
+            instances.append(each.instances)
+        images |= each.images
+    return Counts(pairs, edges, np.concatenate(instances) if instances else None, images)
+
+
+def to_json(counts: Counts) -> dict[str, object]:
+    """The counts in the types of JSON."""
+    instances = None if counts.instances is None else counts.instances.tolist()
     return {
-        'pairs': pairs,
-        'edges': boundary_iou.count_pairs(truth, prediction, table),
-        'instances': rows,
-        'images': {image_id: {'miou': own['eval/miou'], 'accuracy': own['eval/accuracy']}},
+        'pairs': counts.pairs.tolist(),
+        'edges': counts.edges.tolist(),
+        'instances': instances,
+        'images': counts.images,
     }
 
 
-def add(counts: Iterable[dict], table: labels.Table) -> dict[str, object]:
-    """Adds up what `of_image`, or this function itself, returned: lists and dicts that JSON holds, for `whole`."""
-    num_ids = labels.num_ids(table)
-    pairs, edges = np.zeros(num_ids * num_ids + 1, np.int64), np.zeros([num_ids + 1, num_ids + 1], np.int64)
-    rows, images = None, {}
-    for each in counts:
-        pairs += np.asarray(each['pairs'])
-        edges += np.asarray(each['edges'])
-        if each['instances'] is not None:
-            rows = (rows or []) + np.asarray(each['instances']).tolist()
-        images |= each['images']
-    return {'pairs': pairs.tolist(), 'edges': edges.tolist(), 'instances': rows, 'images': images}
-
-
-def whole(counts: dict[str, object], split: records.Split, table: labels.Table) -> Tally:
-    """What `add` returned for all images of a split.
-
-    Raises:
-      UserError: BAD_DATA if the split holds label ids that are not in the table.
-    """
-    rows = counts['instances']
-    return Tally(
-        confusion=predict_split.as_matrix(np.array(counts['pairs']), split, labels.num_ids(table)),
-        edges=np.array(counts['edges']),
-        instances=None if rows is None else np.array(rows, np.int64).reshape(-1, 4),
-        images=counts['images'],
+def from_json(fields: Mapping[str, object]) -> Counts:
+    """The counts of which `to_json` made `fields`."""
+    instances = fields['instances']
+    return Counts(
+        pairs=np.array(fields['pairs'], np.int64),
+        edges=np.array(fields['edges'], np.int64),
+        instances=None if instances is None else np.array(instances, np.int64).reshape(-1, 4),
+        images=fields['images'],
     )
+
+
+def scores(counts: Counts, confusion: np.ndarray, table: labels.Table) -> dict[str, float]:
+    """The scores of `metrics`, of `boundary_iou` and, if instances were counted, of `instance_iou`, as fractions.
+
+    Args:
+      counts: of all images of a split.
+      confusion: int64 [n, n], their `pairs` as `predict_split.as_matrix` checks and returns them.
+      table: the label table.
+    """
+    found = metrics.scores(confusion, table) | boundary_iou.scores(counts.edges, table)
+    if counts.instances is not None:
+        found |= instance_iou.scores(counts.instances, confusion, table)
+    return found

@@ -1,7 +1,7 @@
 """Boundary IoU: how well the outlines of classes are met, whatever their size.
 
-    counts = boundaries.count_pairs(truth, prediction, table)      # of each image; add them up
-    scores = boundaries.scores(counts, table)                      # {'eval/boundary_iou': 0.55, ...}
+    counts = boundary_iou.count_pairs(truth, prediction, table)      # of each image; add them up
+    scores = boundary_iou.scores(counts, table)                      # {'eval/boundary_iou': 0.55, ...}
 
 Of each class only the pixels within a distance of its outline count, in the truth and in the prediction; the border of
 the image is part of the outline. Intersections and unions are summed over all images, and truth that is ignored counts
@@ -42,9 +42,16 @@ def count_pairs(truth: np.ndarray, prediction: np.ndarray, table: labels.Table) 
 
 
 def far_from_outline(label_ids: np.ndarray, distance: int) -> np.ndarray:
-    """bool [h, w]: True where the square of `distance` pixels to each side lies in the image and is of one class.
+    """Finds the pixels that are far from the outline of their class.
 
-    It is what is left of each class eroded `distance` times by a 3x3 square, in one pass for all classes.
+    They are what is left of each class eroded `distance` times by a 3x3 square, found in one pass for all classes.
+
+    Args:
+      label_ids: uint8 [h, w].
+      distance: pixels.
+
+    Returns:
+      bool [h, w]: True where the square of `distance` pixels to each side lies in the image and is of one class.
     """
     inner = np.zeros(label_ids.shape, bool)
     side = 2 * distance + 1
@@ -68,8 +75,16 @@ def _all_of(flags: np.ndarray, length: int, axis: int) -> np.ndarray:
 
 
 def scores(counts: np.ndarray, table: labels.Table) -> dict[str, float]:
-    """Fractions, from the sum of what `count_pairs` gives for all images: 'eval/boundary_iou/<class>' and their mean
-    'eval/boundary_iou' over the scored classes that occur or are predicted."""
+    """Scores the outlines of all images together, as fractions.
+
+    Args:
+      counts: int64 [n + 1, n + 1], the sum of what `count_pairs` gives for each image.
+      table: the label table.
+
+    Returns:
+      'eval/boundary_iou/<class>' of each scored class, NaN for one that neither occurs nor is predicted, and their mean
+      'eval/boundary_iou' over the others.
+    """
     by_class = {}
     for label in labels.classes(table):
         hits = counts[label.id, label.id]

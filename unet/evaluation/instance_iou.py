@@ -1,8 +1,8 @@
 """Instance-weighted IoU: a pixel of an object counts the more, the smaller the object is for its class.
 
-    files = instances.find('dataset', split.image_ids)
-    rows = instances.measure(instances.read(files['ulm_1'], truth), prediction, table)     # of each image
-    scores = instances.scores(np.concatenate([...]), confusion, table)                     # {'eval/iiou': 0.42, ...}
+    files = instance_iou.find('dataset', split.image_ids)
+    rows = instance_iou.measure(instance_iou.read(files[split.image_ids[0]], truth), prediction, table)
+    scores = instance_iou.scores(rows, confusion, table)     # {'eval/iiou': 0.42, ...}, of the rows of all images
 
 iIoU = iTP / (iTP + FP + iFN), where a pixel of an instance weighs the average size of its class's instances divided by
 the size of the instance, and FP are plain pixels, since a label map says nothing of the instances it sees.
@@ -43,7 +43,14 @@ File = epath.Path | zipfile.Path
 
 
 def find(cityscapes_dir: epath.PathLike, image_ids: Sequence[str]) -> dict[str, File]:
-    """The instance file of each image, from the extracted tree or from the zip files as they were downloaded.
+    """Finds the instance file of each image, in the extracted tree or in the zip files as they were downloaded.
+
+    Args:
+      cityscapes_dir: the folder that holds gtFine, or its zip.
+      image_ids: the images.
+
+    Returns:
+      The file of each image by its id.
 
     Raises:
       UserError: MISSING_INPUT if there is no such folder or an image has no instance file in it.
@@ -72,11 +79,14 @@ def find(cityscapes_dir: epath.PathLike, image_ids: Sequence[str]) -> dict[str, 
 
 
 def read(file: File, truth: np.ndarray) -> np.ndarray:
-    """An instance file: int32 [h, w].
+    """Reads an instance file and makes sure that it belongs to the image's labels.
 
     Args:
       file: of `find`.
       truth: uint8 [h, w], the image's label ids.
+
+    Returns:
+      int32 [h, w]: 1000 times the label id plus a number for a pixel of an instance, else the label id.
 
     Raises:
       UserError: BAD_DATA if it cannot be read or belongs to other labels.
@@ -115,7 +125,7 @@ def check_classes(table: labels.Table) -> None:
 
 
 def measure(instances: np.ndarray, prediction: np.ndarray, table: labels.Table) -> np.ndarray:
-    """How much of each instance of an image was found.
+    """Counts how much of each instance of an image was found.
 
     Args:
       instances: int32 [h, w].

@@ -84,7 +84,7 @@ def categories(table: labels.Table) -> dict[str, list[int]]:
 
 
 def category_iou(confusion: np.ndarray, table: labels.Table) -> dict[str, float]:
-    """Like `class_iou`, with the scored classes of a category taken for one."""
+    """Intersection over union of each category, whose scored classes are taken for one class; see `class_iou`."""
     scores = {}
     for name, ids in categories(table).items():
         hits = confusion[np.ix_(ids, ids)].sum()

@@ -40,14 +40,14 @@ def predictions(
     jit_compile: bool = False,
     stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """Predicts this process's share of a split. Over all processes every example comes exactly once.
+    """Predicts this process's share of a split; over all processes every example comes exactly once.
 
     Args:
-      strategy: whose replicas share the work.
-      predict: uint8 [b, h, w, 3] -> label ids uint8 [b, h, w].
-      split: what to predict, at the size it is stored.
+      strategy: the replicas that share the work, on all processes.
+      predict: a function of images, uint8 [b, h, w, 3] -> label ids uint8 [b, h, w].
+      split: the images, which are predicted at the size that they are stored in.
       batch: images per replica; only images of one size share a batch.
-      jit_compile: compile the prediction with XLA, unless there are many image sizes.
+      jit_compile: whether to compile the prediction with XLA, unless there are many image sizes.
       stop: whether this process has been asked to stop; if any has, all of them break off after the same batch.
 
     Yields:
@@ -92,9 +92,10 @@ def predictions(
         raise
 
 
-@functools.lru_cache(maxsize=1)  # training evaluates one network again and again: it is traced and compiled once
+@functools.lru_cache(maxsize=1)  # training evaluates one model again and again: it is traced and compiled once
 def _on_all(strategy: tf.distribute.Strategy, predict: Callable[[tf.Tensor], tf.Tensor], jit_compile: bool) -> Callable:
-    """Each replica's images, and whether to stop -> each replica's prediction, and how many processes are to stop."""
+    """A function of each replica's images and whether this process is to stop, which returns each replica's prediction
+    and how many replicas are to stop."""
     if jit_compile:
         predict = tf.function(predict, jit_compile=True)
 
@@ -106,15 +107,17 @@ def _on_all(strategy: tf.distribute.Strategy, predict: Callable[[tf.Tensor], tf.
     return predict_on_all
 
 
-def in_threads(work: Callable[..., Result], found: Iterable[tuple]) -> Iterator[Result]:
-    """work(*each) of all that `found` yields, in its order. Several run at a time while the next one is predicted: to
-    count and to write files takes longer than a GPU needs for an image."""
+def in_threads(work: Callable[..., Result], items: Iterable[tuple]) -> Iterator[Result]:
+    """Calls `work(*item)` for each item in several threads, and yields the results in the order of the items.
+
+    The next images are predicted meanwhile: counting and writing files take longer than a GPU needs for an image.
+    """
     threads = host.cores()
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
         pending = collections.deque()
         try:
-            for each in found:
-                pending.append(pool.submit(work, *each))
+            for item in items:
+                pending.append(pool.submit(work, *item))
                 if len(pending) > 2 * threads:
                     yield pending.popleft().result()
             while pending:
@@ -131,18 +134,18 @@ def confusion_of_split(
     num_ids: int,
     batch: int,
     jit_compile: bool = False,
-    tick: Callable[[int], None] = lambda examples: None,
+    on_progress: Callable[[int], None] = lambda examples: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> np.ndarray:
-    """Predicts every example and counts its pixels.
+    """Predicts every example of a split and counts its pixels by true and predicted label id.
 
     Args:
       strategy, predict, split, batch, jit_compile, stop: see `predictions`.
       num_ids: n, one more than the largest label id.
-      tick: called with the number of examples done, as far as this process knows, after each.
+      on_progress: called after each example with the number of examples done, as far as this process knows.
 
     Returns:
-      int64 [n, n], rows true ids, columns predicted ids, of all processes.
+      The confusion matrix of the whole split, int64 [n, n], rows true ids, columns predicted ids.
 
     Raises:
       Interrupted: after a request to stop.
@@ -154,7 +157,7 @@ def confusion_of_split(
     found = predictions(strategy, predict, split, batch=batch, jit_compile=jit_compile, stop=stop)
     for done, (_, truth, prediction) in enumerate(found, 1):
         counts += metrics.count_pairs(truth, prediction, num_ids)
-        tick(min(done * processes, len(split)))
+        on_progress(min(done * processes, len(split)))
     return as_matrix(_sum_over_processes(strategy, counts), split, num_ids)
 
 
@@ -170,8 +173,20 @@ def check_labelled(split: records.Split) -> None:
 
 
 def as_matrix(counts: np.ndarray, split: records.Split, num_ids: int) -> np.ndarray:
-    """The counts of a whole split, as `metrics.count_pairs` gives them, as a matrix int64 [n, n], once it is sure that
-    every pixel of every example was counted once and that none had an unknown label id."""
+    """Makes the confusion matrix of a split of its counts, and checks that they are complete.
+
+    Args:
+      counts: int64 [n * n + 1], the sum of `metrics.count_pairs` over all examples.
+      split: the split.
+      num_ids: n, one more than the largest label id.
+
+    Returns:
+      int64 [n, n], rows true ids, columns predicted ids.
+
+    Raises:
+      UserError: BAD_DATA if the split holds label ids of `num_ids` and above.
+      AssertionError: if not every pixel of every example was counted once.
+    """
     pixels = int((split.height.astype(np.int64) * split.width).sum())
     if counts.sum() != pixels:
         raise AssertionError(f'counted {counts.sum()} pixels of {pixels}')

@@ -1,6 +1,6 @@
 """Scores as text tables, in per cent.
 
-print(tables.of_classes(scores, confusion, table))
+print(score_tables.of_classes(scores, confusion, table))
 """
 
 import numpy as np
@@ -26,7 +26,13 @@ _MEANS = {
 
 
 def of_classes(scores: dict[str, float], confusion: np.ndarray, table: labels.Table) -> str:
-    """Per scored class what is known of it, and its share of the ground truth's scored pixels."""
+    """The scores of each scored class, and its share of the ground truth's scored pixels.
+
+    Args:
+      scores: fractions by name, see `accumulator.scores`.
+      confusion: int64 [n, n], rows true ids, columns predicted ids.
+      table: the label table.
+    """
     classes = labels.classes(table)
     pixels = np.array([confusion[label.id].sum() for label in classes])
     shares = pixels / max(pixels.sum(), 1)
@@ -34,13 +40,13 @@ def of_classes(scores: dict[str, float], confusion: np.ndarray, table: labels.Ta
 
 
 def of_categories(scores: dict[str, float], table: labels.Table) -> str:
-    """Per category its scores; '' if the label table has none."""
+    """The scores of each category; '' if the label table has no categories."""
     names = list(metrics.categories(table))
     return _table('category', names, scores, _CATEGORY_COLUMNS) if names else ''
 
 
 def of_all_ids(confusion: np.ndarray, table: labels.Table) -> str:
-    """Per label id that occurs or is predicted, void ones too, its plain IoU and its share of all pixels."""
+    """The plain IoU of each label id that occurs or is predicted, void ones too, and its share of all pixels."""
     found = {name: value for name, value in metrics.iou_of_all_ids(confusion, table).items() if not np.isnan(value)}
     pixels = {label.name: confusion[label.id].sum() for label in table}
     shares = np.array([pixels[name] for name in found]) / max(confusion.sum(), 1)
@@ -48,14 +54,14 @@ def of_all_ids(confusion: np.ndarray, table: labels.Table) -> str:
 
 
 def of_means(scores: dict[str, float]) -> str:
-    """The means beside mIoU, on one line."""
+    """The means other than mIoU, on one line."""
     return '  '.join(f'{name} {_per_cent(scores[key])} %' for name, key in _MEANS.items() if key in scores)
 
 
 def _table(
     what: str, names: list[str], scores: dict[str, float], columns: dict[str, str], shares: np.ndarray | None = None
 ) -> str:
-    """A line per name; only columns that hold anything."""
+    """A line per name; columns that hold nothing are left out."""
     columns = {title: prefix for title, prefix in columns.items() if any(prefix + name in scores for name in names)}
     wide = max(16, *(len(name) + 2 for name in names))
     end = [f'{"pixels %":>10}'] if shares is not None else []

@@ -1,8 +1,8 @@
 """Files for the Cityscapes benchmark server: a PNG of label ids per image, checked as its evaluator would, and zipped.
 
     submission.prepare('submission', split, manifest)
-    for example, _, prediction in predict_split.predictions(...):
-        submission.write(submission.paths('submission', split)[example], prediction)
+    for path, prediction in zip(submission.paths('submission', split), predictions):
+        submission.write(path, prediction)
     archive = submission.check_and_zip('submission', split, table)
 
 The server looks for `<city>_<sequence>_<frame>*.png` of one channel in the size of the image, whose values are label
@@ -26,12 +26,12 @@ _IMAGE_ID = re.compile(r'[^_/]+_\d{6}_\d{6}')
 
 
 def prepare(folder: str | os.PathLike, split: records.Split, manifest: dict | None) -> None:
-    """Makes the folder, once it is sure that what is to come there could be a submission.
+    """Makes the folder for a submission, after checks that the split and the folder are fit for one.
 
     Args:
-      folder: where the files will be.
-      split: what is to be predicted.
-      manifest: of its record folder, if there is one.
+      folder: where the predictions will be written.
+      split: the images that will be predicted.
+      manifest: the manifest of their record folder, if there is one.
 
     Raises:
       UserError: BAD_DATA if images are not named as in Cityscapes or were resized when the records were made; BAD_USAGE
@@ -64,7 +64,7 @@ def prepare(folder: str | os.PathLike, split: records.Split, manifest: dict | No
 
 
 def paths(folder: str | os.PathLike, split: records.Split) -> list[pathlib.Path]:
-    """Of each example's file."""
+    """The path of each example's file in the folder of a submission."""
     return [pathlib.Path(folder, image_id + _SUFFIX) for image_id in split.image_ids]
 
 
@@ -76,7 +76,15 @@ def write(path: pathlib.Path, label_ids: np.ndarray) -> None:
 
 
 def check_and_zip(folder: str | os.PathLike, split: records.Split, table: labels.Table) -> pathlib.Path:
-    """Reads every file back, and packs them into `<folder>.zip`, whose path it returns.
+    """Reads every file back and packs them all into `<folder>.zip`.
+
+    Args:
+      folder: the folder that `prepare` made.
+      split: the images of the submission.
+      table: the label table, whose ids alone may occur.
+
+    Returns:
+      The path of the zip file.
 
     Raises:
       UserError: NO_STORAGE, naming the file, if one is missing or not what the server wants.
