@@ -249,7 +249,7 @@ def _evaluator(
 
     def evaluate(done: int, log: train_log.TrainLog) -> loop.Evaluation | None:
         def on_progress(examples: int) -> None:
-            log.status(f'evaluating {examples}/{len(split)}')
+            log.set_status(f'evaluating {examples}/{len(split)}')
             joined.stall.progress()
 
         started, pictures = time.monotonic(), {}
@@ -281,7 +281,7 @@ def _evaluator(
                 'config.eval.resize. The same command goes on from this step.',
             ) from error
         scores = metrics.scores(confusion, table) | {'time/eval_images_per_second': len(split) / seconds}
-        log.write(f'step {done}/{config.num_steps}  {train_log.headline(scores, len(split))}')
+        log.log(f'step {done}/{config.num_steps}  {train_log.headline(scores, len(split))}')
         return scores, pictures
 
     return evaluate

@@ -185,7 +185,7 @@ def _rank(environ: dict[str, str], count: int) -> int:
 def make_strategy(
     virtual_devices: int, workers: Workers = ALONE, *, peer_seconds: float = 120
 ) -> tf.distribute.Strategy:
-    """A strategy over all GPUs, over `virtual_devices` parts of the CPU, or over the one CPU, of all workers.
+    """Makes a strategy over all GPUs, over `virtual_devices` parts of the CPU, or over the one CPU, of all workers.
 
     Args:
       virtual_devices: parts of the CPU; 0: all GPUs, or the CPU where there is none.
@@ -236,7 +236,7 @@ def _multi_worker_strategy(workers: Workers, peer_seconds: float) -> tf.distribu
         service_leader='/job:worker/replica:0/task:0',
         coordinated_jobs=[coordination_config_pb2.CoordinatedJob(name='worker', num_tasks=workers.count)],
         cluster_register_timeout_in_ms=milliseconds,
-        heartbeat_timeout_in_ms=2 * milliseconds,  # `peers` is to notice first, since it names the worker
+        heartbeat_timeout_in_ms=2 * milliseconds,  # `process_group` is to notice first, since it names the worker
         shutdown_barrier_timeout_in_ms=milliseconds,
     )
     resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
@@ -257,7 +257,7 @@ def _multi_worker_strategy(workers: Workers, peer_seconds: float) -> tf.distribu
 
 
 def place(strategy: tf.distribute.Strategy) -> tuple[int, int]:
-    """Which process of how many this is, under a strategy of `make_strategy`."""
+    """Returns which process of how many this is, under a strategy of `make_strategy`."""
     resolver = strategy.cluster_resolver
     return (resolver.task_id, len(resolver.cluster_spec().job_tasks('worker'))) if resolver else (0, 1)
 

@@ -1,4 +1,4 @@
-"""A line between the processes of one run, beside TensorFlow's: who is there, do we agree, who is gone.
+"""The processes of one run, connected beside TensorFlow's cluster: who is there, do they agree, who is gone.
 
     with process_group.rendezvous(addresses, rank, peer_seconds=120) as group:
         steps = group.all_gather(restored_step)     # the same list on all ranks, by rank; also a barrier
@@ -9,7 +9,7 @@ times per `peer_seconds`. A rank that says nothing for so long, whose connection
 named by all others, which then end with status 76, or 75 if it was asked to stop.
 
 The protocol is one JSON object per line: {"rank", "addresses"} to meet, {"value"} to rank 0 and {"values"} back to
-gather, {"bye": status, "why"} before leaving, {"lost", "status"} from rank 0 to tell of a loss, and {} as a
+all-gather, {"bye": status, "why"} before leaving, {"lost", "status"} from rank 0 to tell of a loss, and {} as a
 sign of life.
 """
 
@@ -67,7 +67,7 @@ class ProcessGroup:
         return f'rank {rank} ({self._addresses[rank]})'
 
     def all_gather(self, value: object) -> list:
-        """Every rank's value, by rank, on all ranks; returns once all have called it.
+        """Returns every rank's value, by rank, on all ranks, once all of them have called it.
 
         Args:
           value: anything that JSON holds.
@@ -183,14 +183,17 @@ def rendezvous(
         return
     deadline = time.monotonic() + peer_seconds
     with contextlib.ExitStack() as until_met:
-        listener = until_met.enter_context(_listener(addresses, rank))
-        find = _await_all if rank == 0 else _find_rank_0
-        with ProcessGroup(addresses, rank, find(listener, addresses, rank, deadline, check), peer_seconds) as group:
+        listener = until_met.enter_context(sockets.listener_of(addresses, rank))
+        if rank == 0:
+            links = sockets.accept_all(listener, addresses, deadline, check)
+        else:
+            links = {0: sockets.connect_to_rank_0(addresses, rank, deadline, check)}
+        with ProcessGroup(addresses, rank, links, peer_seconds) as group:
             group.all_gather(None)  # now all of them listen
             unreachable = [
                 f'{group.name(rank)} cannot reach {group.name(other)}: {problem}'
                 for other in range(1, len(addresses))
-                if other != rank and (problem := _problem_of_reaching(addresses[other], deadline))
+                if other != rank and (problem := sockets.problem_of_reaching(addresses[other], deadline))
             ]
             unreachable = sum(group.all_gather(unreachable), [])
             until_met.close()  # TensorFlow's server takes the port
@@ -201,82 +204,9 @@ def rendezvous(
 
 @contextlib.contextmanager
 def silence_other_ranks(group: ProcessGroup) -> Iterator[None]:
-    """Within it only rank 0 prints to stdout: several processes speak once."""
-    with contextlib.ExitStack() as until_the_end:
+    """Lets only rank 0 print to stdout until the block ends: several processes speak once."""
+    with contextlib.ExitStack() as stack:
         if group.rank:
-            nowhere = until_the_end.enter_context(open(os.devnull, 'w'))
-            until_the_end.enter_context(contextlib.redirect_stdout(nowhere))
+            nowhere = stack.enter_context(open(os.devnull, 'w'))
+            stack.enter_context(contextlib.redirect_stdout(nowhere))
         yield
-
-
-def _listener(addresses: list[str], rank: int) -> socket.socket:
-    try:
-        return sockets.listen(int(addresses[rank].rpartition(':')[2]), backlog=2 * len(addresses))
-    except OSError as error:
-        raise entry.UserError(
-            entry.BAD_CONFIG,
-            f'rank {rank} cannot listen at {addresses[rank]}: {error.strerror}. Does another process use the port?',
-        ) from error
-
-
-def _problem_of_reaching(address: str, deadline: float) -> str:
-    try:
-        sockets.connect(address, max(deadline - time.monotonic(), 1.0)).close()
-    except OSError as error:
-        return error.strerror or str(error)
-    return ''
-
-
-def _await_all(
-    listener: socket.socket, addresses: list[str], rank: int, deadline: float, check: Callable[[], None]
-) -> dict[int, socket.socket]:
-    """On rank 0: a connection to each other rank."""
-    links = {}
-    listener.settimeout(0.2)
-    while len(links) < len(addresses) - 1:
-        check()
-        if time.monotonic() > deadline:
-            missing = [f'rank {r} ({addresses[r]})' for r in range(1, len(addresses)) if r not in links]
-            raise entry.UserError(
-                entry.PEER_LOST,
-                f'{", ".join(missing[:8])} did not come within config.runtime.peer_seconds; {len(links) + 1} of '
-                f'{len(addresses)} ranks are here. Start the same command again on all hosts.',
-            )
-        try:
-            link, _ = listener.accept()
-            link.settimeout(5)
-            hello = json.loads(link.makefile('rb', buffering=0).readline())  # and no byte of what follows
-        except (TimeoutError, ConnectionError, ValueError):  # nobody, or somebody who does not belong here
-            continue
-        if hello.get('addresses') != addresses or hello.get('rank') in links:
-            link.sendall(json.dumps({'bye': entry.BAD_CONFIG, 'why': _misfit(hello, addresses)}).encode() + b'\n')
-            link.close()
-            continue
-        links[hello['rank']] = link
-    return links
-
-
-def _misfit(hello: dict, addresses: list[str]) -> str:
-    if hello.get('addresses') != addresses:
-        return f'this is the cluster of {", ".join(addresses)}'
-    return f'another process is rank {hello["rank"]} already'
-
-
-def _find_rank_0(
-    listener: socket.socket, addresses: list[str], rank: int, deadline: float, check: Callable[[], None]
-) -> dict[int, socket.socket]:
-    """On the other ranks: the connection to rank 0."""
-    while True:
-        check()
-        try:
-            link = sockets.connect(addresses[0], 1.0)
-            link.sendall(json.dumps({'rank': rank, 'addresses': addresses}).encode() + b'\n')
-            return {0: link}
-        except OSError as error:  # not there yet, or its name not known yet
-            if time.monotonic() > deadline:
-                raise entry.UserError(
-                    entry.PEER_LOST,
-                    f'rank 0 ({addresses[0]}) did not come within config.runtime.peer_seconds '
-                    f'({error.strerror or error}). Start the same command again on all hosts.',
-                ) from error
-            time.sleep(0.2)

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 from ml_collections import ConfigDict
 
-from data_prep import labels
+from data_prep import labels, png
 from launch import entry
 from unet.data import build as data_build
 from unet.distributed import process_group
@@ -186,5 +186,5 @@ def description(
         f'U-Net of {model.count_params():,} parameters, {config.precision}, on {replicas} {devices} device(s){hosts}\n'
         f'{config.num_steps:,} steps x {config.global_batch} images ({config.global_batch // replicas} per device'
         f'{in_microbatches}{norm}) = {epochs:.1f} epochs of {train_images:,} images\n'
-        f'Scored on {eval_images:,} images'
+        f'Scored on {eval_images:,} images; PNG reader: {png.describe_reader()}'
     )

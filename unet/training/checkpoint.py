@@ -52,7 +52,7 @@ def save(directory: str, checkpoint: tf.train.Checkpoint, *, step: int, keep: in
 
 
 def list_newest_first(directory: str | pathlib.Path) -> list[int]:
-    """The steps of the checkpoints in a folder."""
+    """Returns the steps of the checkpoints in a folder, the newest first."""
     return sorted((int(file.stem.split('-')[1]) for file in pathlib.Path(directory).glob('ckpt-*.index')), reverse=True)
 
 
@@ -96,7 +96,7 @@ def restore_path(path: str, checkpoint: tf.train.Checkpoint) -> None:
     except (tf.errors.OpError, ValueError, AssertionError, IndexError, RuntimeError) as error:
         reason = re.sub(r'\{\{.*?\}\} ', '', str(error).strip().splitlines()[0])[:300]
         if isinstance(error, ValueError | AssertionError):
-            reason = f'it is of another network: {reason}'
+            reason = f'it is of another model: {reason}'
         raise entry.UserError(entry.BAD_DATA, f'{path}: cannot be restored ({reason}).') from error
 
 

@@ -1,4 +1,4 @@
-"""Keeps a second run out of a workdir.
+"""The lease of a workdir: it keeps a second run out.
 
 with lease.hold('runs/cityscapes'):
     ...
@@ -16,19 +16,15 @@ from collections.abc import Callable, Iterator
 
 from launch import entry
 from unet.distributed import shutdown
-from unet.training import workdir
+from unet.training.workdir import check_writable
 
 _LEASE = 'lease.json'
-
-
 _RENEWED_EVERY = 10  # seconds
-
-
 _STALE_AFTER = 60  # seconds
 
 
 @contextlib.contextmanager
-def hold(run: str, check: Callable[[], None] = lambda: None) -> Iterator[None]:
+def hold(workdir: str, check: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Keeps a second run out of the workdir: two runs would overwrite each other's checkpoints.
 
     The lease is a file with host and process, renewed every 10 s. It no longer holds once it has not been renewed for
@@ -36,14 +32,14 @@ def hold(run: str, check: Callable[[], None] = lambda: None) -> Iterator[None]:
     another has taken its lease ends with IN_USE.
 
     Args:
-      run: the folder; made if it is not there.
+      workdir: the folder; made if it is not there.
       check: called again and again while waiting; what it raises ends the waiting.
 
     Raises:
       UserError: IN_USE if another run holds it, BAD_USAGE if there cannot be such a folder.
     """
-    path = pathlib.Path(run) / _LEASE
-    workdir.check_writable(run)
+    path = pathlib.Path(workdir) / _LEASE
+    check_writable(workdir)
     path.parent.mkdir(parents=True, exist_ok=True)
     mine = {
         'host': socket.gethostname(),
@@ -67,7 +63,7 @@ def hold(run: str, check: Callable[[], None] = lambda: None) -> Iterator[None]:
                 if holder not in (mine, {}) and not released.is_set():
                     shutdown.end_process(
                         entry.IN_USE,
-                        f'{run}: taken over by {_name(holder)}, since this process had not renewed its lease for '
+                        f'{workdir}: taken over by {_name(holder)}, since this process had not renewed its lease for '
                         f'{_STALE_AFTER} s. That run goes on from the last checkpoint.',
                     )
                 os.utime(path)

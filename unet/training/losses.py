@@ -59,7 +59,7 @@ def make_losses(
 
     def focal(logits, target):
         losses = pixel_losses(logits, target)
-        # Above 0, where a power below 1 has no slope: 1 - p is exactly 0 where the network is sure.
+        # Above 0, where a power below 1 has no slope: 1 - p is exactly 0 where the model is sure.
         doubt = tf.maximum(-tf.math.expm1(-losses), tf.cast(_LEAST_DOUBT, losses.dtype))
         return tf.reduce_sum(doubt**focal_gamma * losses)
 

@@ -7,37 +7,31 @@ import time
 from collections.abc import Iterator
 
 import numpy as np
-from tqdm import tqdm
 
+from launch import progress
 from unet.training import device_memory, step
 
 
 def headline(scores: dict[str, float], images: int | None = None) -> str:
-    """The scores that matter most, in per cent."""
+    """Returns the scores that matter most, in per cent."""
     shown = f'mIoU {100 * scores["eval/miou"]:.2f} %  of the classes present {100 * scores["eval/miou_present"]:.2f} %'
     return shown + (f'  pixel accuracy {100 * scores["eval/accuracy"]:.2f} %  ({images} images)' if images else '')
 
 
-class TrainLog:
+class TrainLog(progress.Bar):
     """What training says: a bar with the time left on a terminal, a plain line per report elsewhere."""
 
     def __init__(self, num_steps: int, done: int, global_batch: int):
-        self._num_steps = num_steps
-        self._global_batch = global_batch
+        """Shows how far training has come.
+
+        Args:
+          num_steps: the last step.
+          done: completed steps.
+          global_batch: images per step.
+        """
+        super().__init__(num_steps, 'step', done=done, stream=sys.stdout, log_seconds=None)
+        self._num_steps, self._global_batch = num_steps, global_batch
         self._seconds = 0.0  # of training alone, since the last report
-        on_terminal = sys.stdout.isatty()
-        self._bar = (
-            tqdm(total=num_steps, initial=done, unit='step', file=sys.stdout, dynamic_ncols=True)
-            if on_terminal
-            else None
-        )
-
-    def __enter__(self) -> 'TrainLog':
-        return self
-
-    def __exit__(self, *_) -> None:
-        if self._bar:
-            self._bar.close()
 
     @contextlib.contextmanager
     def timed(self) -> Iterator[None]:
@@ -45,23 +39,6 @@ class TrainLog:
         started = time.monotonic()
         yield
         self._seconds += time.monotonic() - started
-
-    def advance(self, steps: int) -> None:
-        """Moves the bar by so many steps."""
-        if self._bar:
-            self._bar.update(steps)
-
-    def status(self, text: str) -> None:
-        """Shows something that passes, on a terminal alone."""
-        if self._bar:
-            self._bar.set_postfix_str(text)
-
-    def write(self, text: str) -> None:
-        """Prints a line."""
-        if self._bar:
-            self._bar.write(text)
-        else:
-            print(text, flush=True)
 
     def report(self, done: int, rows: np.ndarray) -> dict[str, float]:
         """Says how training goes and returns it by name.
@@ -81,8 +58,8 @@ class TrainLog:
         text = f'loss {mean_loss:.4f}  learning rate {last["learning_rate"]:.2e}  {speed:.1f} images/s'
         if skipped:
             text += f'  {skipped} overflowed and skipped, loss scale {last["loss_scale"]:g}'
-        if self._bar:
-            self._bar.set_postfix_str(text)
+        if self.is_shown:
+            self.set_status(text)
         else:
             print(f'step {done}/{self._num_steps}  {text}  {left / 60:.0f} min left', flush=True)
         return {

@@ -1,10 +1,8 @@
-"""The folder of a run: who may write to it, which config it belongs to, and its metrics.
+"""The folder of a run: the names of its files, its config, and its last scores.
 
-with workdir.lease('runs/cityscapes'):
-    workdir.compare_config('runs/cityscapes', config)
-    workdir.write_config('runs/cityscapes', config)
-    metrics = workdir.MetricsWriter('runs/cityscapes', last_step=1000)
-    metrics.write(1050, {'train/loss': 0.7})
+workdir.compare_config('runs/cityscapes', config)
+workdir.write_config('runs/cityscapes', config)
+workdir.last_scores('runs/cityscapes')['eval/miou']
 """
 
 import json
@@ -37,7 +35,7 @@ def check_writable(workdir: str) -> None:
 
 
 def changes_nothing_learnt(field: str) -> bool:
-    """Whether a config field may change when a run goes on: its length, its intervals, and how it is computed."""
+    """Says whether a config field may change when a run goes on: its length, its intervals, and how it is computed."""
     return (
         field in ('num_steps', 'checkpoint.keep', 'eval.batch', 'eval.pictures', 'data.cache')
         or field.endswith(('every_steps', '.steps'))
@@ -73,6 +71,7 @@ def compare_config(workdir: str, config: ConfigDict, *, accept_change: bool = Fa
 
 
 def write_config(workdir: str, config: ConfigDict) -> None:
+    """Writes the run's config.json."""
     files.write_atomically(pathlib.Path(workdir) / CONFIG, config.to_json(indent=2) + '\n')
 
 
@@ -101,7 +100,7 @@ def read_config(workdir: str) -> ConfigDict:
 
 
 def last_scores(workdir: str) -> dict[str, float]:
-    """The scores of the run's last evaluation, from metrics.jsonl; empty if there was none."""
+    """Returns the scores of the run's last evaluation, from metrics.jsonl; empty if there was none."""
     scores, path = {}, pathlib.Path(workdir) / METRICS
     for line in path.read_text().splitlines() if path.exists() else ():
         values = json.loads(line)
