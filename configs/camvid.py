@@ -5,10 +5,12 @@
 Sequences 0001TP and 0016E5 to train, 0006R0 to score. The README's table has the score.
 """
 
+from ml_collections import ConfigDict
+
 from configs import default
 
 
-def get_config():
+def get_config() -> ConfigDict:
     config = default.get_config()
     config.num_steps = 1300
     config.global_batch = 4

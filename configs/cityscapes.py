@@ -14,10 +14,12 @@ images on one GPU, 5 GiB for the 2 of each of eight; runtime.recompute halves it
 JPEG records (--image_format=jpeg) or several cores per GPU keep such GPUs fed.
 """
 
+from ml_collections import ConfigDict
+
 from configs import default
 
 
-def get_config():
+def get_config() -> ConfigDict:
     config = default.get_config()
     config.num_steps = 160_000
     config.global_batch = 16

@@ -8,10 +8,12 @@ labels are never interpolated, every validation image is scored, at its original
 the mean. For the post's own score, the mean over all 34 ids, see eval/miou_all_ids.
 """
 
+from ml_collections import ConfigDict
+
 from configs import default
 
 
-def get_config():
+def get_config() -> ConfigDict:
     config = default.get_config()
     config.num_steps = 60 * 2975 // 32
     config.global_batch = 32

@@ -5,10 +5,12 @@
 `make demo` runs it. Many small steps on crops, and little augmentation, are what brings a short run far.
 """
 
+from ml_collections import ConfigDict
+
 from configs import default
 
 
-def get_config():
+def get_config() -> ConfigDict:
     config = default.get_config()
     config.num_steps = 2000
     config.global_batch = 4

@@ -1,10 +1,12 @@
 """The rules of configs: what a field may hold, how fields go together, what fields were called before.
 
-    problems = validation.validate(config, default.FIELDS)
+    from configs import default, validation
+
+    validation.validate(default.get_config(), default.FIELDS)  # []: nothing is wrong
     values, notes = validation.bring_up_to_date({'loss.hard_pixels': 1.0}, default.FIELDS)
     validation.output_size(572, depth=5, padding='valid')  # 388
 
-It needs no TensorFlow, so that launchers and `--help` answer at once.
+This module does not import TensorFlow, so that launchers and `--help` answer at once.
 """
 
 import dataclasses
@@ -152,7 +154,7 @@ def _problems_between(config: ConfigDict) -> list[str]:
 
 
 def output_size(size: int, depth: int, padding: str) -> int:
-    """Pixels along one side of the U-Net's output for an input of `size`; 0 if the model takes no such input.
+    """Returns the pixels along one side of the U-Net's output for an input of `size`; 0 if it takes no such input.
 
     Every pooling needs an even size. An unpadded model (padding 'valid') loses 4 pixels per level on the way down and
     again on the way up, e.g. 572 -> 388 at depth 5 (https://arxiv.org/abs/1505.04597, figure 1).
@@ -183,7 +185,7 @@ def input_size_problem(size: tuple[int, int], depth: int, padding: str) -> str:
 
 def flatten(config: ConfigDict, prefix: str = '') -> dict[str, Value]:
     """Returns the values by dotted name: {'data.crop': (512, 1024), ...}."""
-    values = {}
+    values: dict[str, Value] = {}
     for name, value in config.items():
         if isinstance(value, ConfigDict):
             values |= flatten(value, f'{prefix}{name}.')
@@ -238,16 +240,16 @@ def bring_arguments_up_to_date(arguments: list[str]) -> tuple[list[str], list[st
     current, notes, skip = [], [], False
     for argument in arguments:
         found = re.fullmatch(r'(--?config\.)([\w.]+)(=.*)?', argument, re.DOTALL)
-        name = found[2] if found else ''
-        if skip:
+        if skip:  # the value of a removed field, written apart from it
             skip = False
             continue
+        prefix, name, value = found.groups() if found else ('', '', None)
         if note := _note_of_old_name(name):
             notes.append(f'--config.{note}')
         if name in _REMOVED:
-            skip = found[3] is None  # its value is the argument that follows
+            skip = value is None
         else:
-            current.append(f'{found[1]}{_NEW_NAMES[name]}{found[3] or ""}' if name in _NEW_NAMES else argument)
+            current.append(f'{prefix}{_NEW_NAMES[name]}{value or ""}' if name in _NEW_NAMES else argument)
     return current, notes
 
 

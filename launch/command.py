@@ -1,10 +1,12 @@
-"""What every launcher does with the command that it starts elsewhere: put it together, check it, vary it.
+"""What every launcher does with the command that it starts elsewhere: it composes, checks and varies it.
+
+    from launch import command
 
     command.check('unet.main', ['--config=configs/cityscapes.py'], workers=2, devices=8)
     for point in command.sweep(['config.optimizer.learning_rate=1e-3,3e-4']):
         arguments = point.applied_to(['--config=configs/cityscapes.py'])
 
-No TensorFlow, and nothing of `unet`: launchers answer at once.
+This module imports neither TensorFlow nor `unet`, so that launchers answer at once.
 """
 
 import dataclasses
@@ -27,14 +29,18 @@ TERMINATED = 143  # by SIGTERM, before the program could answer it
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """One point of a sweep: `name` is its folder below the workdir, `arguments` are what it sets."""
+    """One point of a sweep.
+
+    Attributes:
+      name: its folder below the workdir.
+      arguments: the flags that it sets.
+    """
 
     name: str
     arguments: tuple[str, ...]
 
     def applied_to(self, arguments: list[str]) -> list[str]:
-        """The arguments with the point's own in place of any for the same fields: a tuple given twice would be
-        appended to."""
+        """Returns the arguments with the point's own in place of those for the same fields, which tuples would join."""
         swept = {argument.partition('=')[0] for argument in self.arguments}
         kept, skip = [], False
         for argument in arguments:
@@ -49,7 +55,10 @@ class Point:
 
 
 def overall_status(statuses: list[int]) -> int:
-    """One exit status for several ranks or jobs: a permanent failure outweighs those that ask to be run again."""
+    """Returns one exit status for several ranks or jobs.
+
+    A permanent failure outweighs those that ask to be run again.
+    """
     permanent = [status for status in statuses if status not in (entry.OK, *RUN_AGAIN, TERMINATED)]
     return min(permanent) if permanent else max(statuses)
 
@@ -57,8 +66,16 @@ def overall_status(statuses: list[int]) -> int:
 def compose(
     python: str, module: str, workdir: str, data_dir: str | None, arguments: list[str] | tuple[str, ...]
 ) -> list[str]:
-    """The command line of a program: programs of unet are given --workdir and --data_dir, those of data_prep
-    --data_dir, any other only `arguments`."""
+    """Composes the command line of a program.
+
+    Args:
+      python: the interpreter.
+      module: the program. Those of unet are given --workdir and --data_dir, those of data_prep --data_dir, any other
+        neither.
+      workdir: the run's folder.
+      data_dir: the record folder; None to leave out the flag.
+      arguments: what follows.
+    """
     places = {
         'unet': [f'--workdir={workdir}', *([f'--data_dir={data_dir}'] if data_dir else [])],
         'data_prep': [f'--data_dir={data_dir}'] if data_dir else [],
@@ -67,7 +84,7 @@ def compose(
 
 
 def config_path(arguments: list[str]) -> str:
-    """The file that --config names among the arguments; '' if there is none."""
+    """Returns the file that --config names among the arguments; '' if there is none."""
     for argument, following in zip(arguments, [*arguments[1:], ''], strict=False):
         if re.match('--?config(=|$)', argument):
             return (argument.partition('=')[2] if '=' in argument else following).partition(':')[0]
@@ -75,7 +92,10 @@ def config_path(arguments: list[str]) -> str:
 
 
 def read_config(arguments: list[str]) -> ConfigDict | None:
-    """The config that `--config=... --config.x=...` among the arguments stand for; None if there is no --config.
+    """Reads the config that `--config=... --config.x=...` among the arguments stand for.
+
+    Returns:
+      The config; None if there is no --config.
 
     Raises:
       UserError: with the status that the program itself would end with.
@@ -95,7 +115,7 @@ def read_config(arguments: list[str]) -> ConfigDict | None:
 
 
 def check(module: str, arguments: list[str], *, workers: int, devices: int) -> None:
-    """Fails here and now where the program would fail in the cluster.
+    """Checks a command, so that it fails here and now instead of later in the cluster.
 
     Args:
       module: program to start.
@@ -140,10 +160,10 @@ def check(module: str, arguments: list[str], *, workers: int, devices: int) -> N
 
 
 def check_data(data_dir: str, splits: tuple[str, ...], workers: int) -> None:
-    """Looks at a record folder that is reachable from here: finished, the splits there, images enough for the workers.
+    """Checks a record folder that is reachable from here: it must be finished and hold enough images of the splits.
 
-    More workers than shards are worth a line on stderr: each worker reads its own records wherever they are, but then
-    several read the same files.
+    A line on stderr says so if there are more workers than shards: each worker reads its own records wherever they are,
+    but then several read the same files.
 
     Args:
       data_dir: the folder.
@@ -180,8 +200,13 @@ def check_data(data_dir: str, splits: tuple[str, ...], workers: int) -> None:
 
 
 def sweep(specifications: list[str]) -> list[Point]:
-    """Every combination of `field=value,value` lists, the last varying fastest; commas within brackets do not divide.
-    Without any, no points.
+    """Returns the points of a sweep.
+
+    Args:
+      specifications: of the form `field=value,value`; commas within brackets do not divide.
+
+    Returns:
+      Every combination, the last field varying fastest; none if there are no specifications.
 
     Raises:
       UserError: BAD_USAGE.

@@ -3,12 +3,12 @@
     from launch import entry
 
     def main():
-        raise entry.UserError(entry.MISSING_INPUT, f'{path}: no such folder. Pass --data_dir.')
+        raise entry.UserError(entry.MISSING_INPUT, 'data/cityscapes: no such folder. Pass --data_dir.')
 
     if __name__ == '__main__':
         entry.run(main)
 
-This module imports absl alone, so that `--help` answers at once; programs import TensorFlow inside `main`.
+This module imports absl alone, so that `--help` answers at once; programs import TensorFlow within `main`.
 """
 
 import contextlib
@@ -42,12 +42,15 @@ _STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS}
 
 
 class UserError(Exception):
-    """A mistake that the user can mend: ends the program with `status` and the message, without a traceback.
-
-    The message names what is wrong, which file or flag, and what to do.
-    """
+    """A mistake that the user can mend: the program ends with `status` and the message, without a traceback."""
 
     def __init__(self, status: int, message: str):
+        """Makes the error.
+
+        Args:
+          status: exit status of the program, one of the constants above.
+          message: one line that names the file or flag, its value, what is wrong with it, and what to do.
+        """
         super().__init__(message)
         self.status = status
 
@@ -56,8 +59,8 @@ def run(main: Callable[..., int | None], *, forwards: bool = False) -> NoReturn:
     """Parses the flags, calls `main` and exits with the status that its outcome stands for.
 
     Args:
-      main: does the work; may return an exit status (None: OK).
-      forwards: for launchers: `main` is given the arguments after `--`, untouched.
+      main: does the work, and may return an exit status (None: OK).
+      forwards: whether `main` takes the arguments after `--`, as they are: it does so in launchers.
     """
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')  # TensorFlow's notes drown ours; 0 shows them
     argv, rest = sys.argv, []
@@ -71,7 +74,7 @@ def run(main: Callable[..., int | None], *, forwards: bool = False) -> NoReturn:
 
 
 def _exit(status: int) -> NoReturn:
-    """Ends the program; without TensorFlow's own farewell, which waits for its threads, for up to a minute."""
+    """Ends the program without TensorFlow's clean-up, which waits for its threads, for up to a minute."""
     if 'tensorflow' not in sys.modules:
         sys.exit(status)
     with contextlib.suppress(BrokenPipeError):
@@ -93,7 +96,7 @@ def _parse_flags(argv: list[str], *, forwards: bool) -> list[str]:
     except SystemExit:  # only the help flags exit while parsing, and absl lets them exit 1
         sys.exit(OK)
     except BrokenPipeError:  # --help | head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         sys.exit(OK)
     except flags.Error as error:
         hint = '; what the program is to get stands after --' if forwards else ''
@@ -116,7 +119,11 @@ def _parse_flags(argv: list[str], *, forwards: bool) -> list[str]:
 
 
 def config_mistake(error: Exception) -> str:
-    """What is wrong with the flags of a config, from an error of ml_collections."""
+    """Returns what is wrong with the flags of a config, in one line.
+
+    Args:
+      error: raised by ml_collections.
+    """
     while error.args and isinstance(error.args[0], Exception):
         error = error.args[0]
     reason = str(error.args[0] if error.args else error)
@@ -130,20 +137,31 @@ def config_arguments(arguments: list[str]) -> list[str]:
     """Prepares a command line for ml_collections.
 
     Fields under names of older versions get those of today, with a line on stderr for each. Of a field that is given
-    several times the last value alone stays: ml_collections would join tuples.
+    several times only the last value stays: ml_collections would join tuples.
+
+    Args:
+      arguments: the command line, e.g. ['--config=configs/default.py', '--config.loss.hard_pixels=1'].
+
+    Returns:
+      The command line to parse.
     """
     if any(argument.startswith(('--config.', '-config.')) for argument in arguments):
         from configs import validation  # imports ml_collections, which programs without a config do not need
 
         arguments, notes = validation.bring_arguments_up_to_date(arguments)
         for note in notes:
-            print(note, file=sys.stderr, flush=True)
+            _print_once(note)
     last = {argument.partition('=')[0]: place for place, argument in enumerate(arguments)}
     return [
         argument
         for place, argument in enumerate(arguments)
         if not argument.startswith('--config.') or '=' not in argument or last[argument.partition('=')[0]] == place
     ]
+
+
+@functools.cache
+def _print_once(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def parse_size(flag: str, text: str) -> tuple[int, int]:
@@ -178,7 +196,7 @@ def _status_of(main: Callable[[], int | None]) -> int:
     except BrokenPipeError:  # the reader of our output (head, less) has gone
         if sys.stdout is not sys.__stdout__:  # and is outlived: it was another pipe, or a connection
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return OK
     except OSError as error:
         if error.errno not in _STORAGE_ERRORS:
@@ -187,6 +205,11 @@ def _status_of(main: Callable[[], int | None]) -> int:
             f'{error.filename or "storage"}: {error.strerror}. Free some space or mend the storage, then run again.'
         )
         return NO_STORAGE
+
+
+def _drop_output() -> None:
+    """Sends stdout nowhere, since its reader has gone."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def log_error(message: str) -> None:

@@ -1,12 +1,17 @@
 """Files that are written whole or not at all, local or remote.
 
-files.write_atomically('runs/cityscapes/config.json', '{...}')
+    from launch import files
+
+    files.write_atomically('config.json', '{"seed": 1}')
+    files.read_json('config.json')  # {'seed': 1}
+
+A path may be a URL such as gs://bucket/folder.
 """
 
 import json
 import os
 import socket
-from typing import IO
+from typing import IO, Any
 
 from etils import epath
 
@@ -14,7 +19,12 @@ from launch import entry
 
 
 def write_atomically(path: epath.PathLike, content: str | bytes) -> None:
-    """Writes a file so that, whatever happens, its name holds either the old content or all of the new."""
+    """Writes a file so that, whatever happens, its name holds either the old content or all of the new.
+
+    Args:
+      path: the file; its folder is there.
+      content: all of the new content; text is written as UTF-8.
+    """
     path = epath.Path(path)
     content = content.encode() if isinstance(content, str) else content
     process = f'{socket.gethostname()}.{os.getpid()}'  # other hosts have processes of the same number
@@ -26,19 +36,28 @@ def write_atomically(path: epath.PathLike, content: str | bytes) -> None:
 
 
 def is_remote(path: epath.PathLike) -> bool:
-    """Whether the path is a URL, such as gs://bucket/folder."""
+    """Returns whether the path is a URL, such as gs://bucket/folder."""
     return '://' in os.fspath(path)
 
 
 def sync(file: IO[bytes], path: epath.PathLike) -> None:
-    """Brings what was written to a local file onto the disk; remote files are brought there by being closed."""
+    """Waits until what was written to a local file is on the disk; a remote file is stored when it is closed.
+
+    Args:
+      file: the open file.
+      path: where it is.
+    """
     if not is_remote(path):
         file.flush()
         os.fsync(file.fileno())
 
 
-def read_json(path: epath.PathLike) -> dict:
-    """Raises UserError BAD_DATA, naming the file, if it does not hold JSON."""
+def read_json(path: epath.PathLike) -> dict[str, Any]:
+    """Reads a JSON file.
+
+    Raises:
+      UserError: BAD_DATA if it does not hold JSON.
+    """
     path = epath.Path(path)
     try:
         return json.loads(path.read_text())

@@ -1,4 +1,4 @@
-"""This host as a program finds it: its cores and GPUs, its memory, the noise of imports, readers that go away."""
+"""What a program asks of its host: cores and GPUs, memory, quiet imports, output that nobody reads any more."""
 
 import contextlib
 import ctypes
@@ -7,7 +7,8 @@ import io
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 # Of glibc's mallopt, <malloc.h>.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
@@ -16,7 +17,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 class _Lossy(io.FileIO):
     """A file that drops what it cannot write."""
 
-    def write(self, content) -> int:
+    def write(self, content: Any) -> int:
         try:
             return super().write(content)
         except OSError:
@@ -24,10 +25,10 @@ class _Lossy(io.FileIO):
 
 
 def ignore_broken_pipes() -> None:
-    """For long work: from here on, what stdout and stderr cannot take is lost, and nothing else.
+    """Lets long work go on when nobody can take its output: what stdout and stderr cannot take is lost from here on.
 
-    Their reader may be gone (tee, a pager, a terminal) or their disk be full; the work goes on. A program that is done
-    once nobody reads it leaves this out: `run` ends it quietly then.
+    Their reader may be gone (tee, a pager, a terminal) or their disk may be full. A program that is of no use once
+    nobody reads it does not call this: `entry.run` then ends it quietly.
     """
     for name in ('stdout', 'stderr'):
         stream = getattr(sys, name)
@@ -38,27 +39,35 @@ def ignore_broken_pipes() -> None:
 
 
 def cores() -> int:
-    """CPU cores that this process may use, which in a container or a cluster job may be fewer than there are."""
+    """Returns the number of CPU cores that this process may use: in a container or a job fewer than the host has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
-def visible_gpus(environ: dict[str, str] | None = None, device_files: str = '/dev/nvidia[0-9]*') -> list[str]:
-    """The NVIDIA GPUs that this process should see, as in CUDA_VISIBLE_DEVICES: those that the user, the launcher or
-    else the driver names."""
-    environ = os.environ if environ is None else environ
-    visible = environ.get('CUDA_VISIBLE_DEVICES', environ.get('NVIDIA_VISIBLE_DEVICES'))
+def visible_gpus(environ: Mapping[str, str] | None = None, device_files: str = '/dev/nvidia[0-9]*') -> list[str]:
+    """Returns the NVIDIA GPUs that this process should see: those that the user, the launcher or else the driver names.
+
+    Args:
+      environ: the environment; default that of this process.
+      device_files: pattern of the files of the driver, one per GPU.
+
+    Returns:
+      Their names, as in CUDA_VISIBLE_DEVICES.
+    """
+    variables = os.environ if environ is None else environ
+    visible = variables.get('CUDA_VISIBLE_DEVICES', variables.get('NVIDIA_VISIBLE_DEVICES'))
     if visible is not None and visible != 'all':
         return [] if visible in ('', '-1', 'none', 'void') else visible.split(',')
-    slurm = environ.get('SLURM_GPUS_ON_NODE', '')
+    slurm = variables.get('SLURM_GPUS_ON_NODE', '')
     count = int(slurm) if slurm.isdigit() else len(glob.glob(device_files))
     return [str(number) for number in range(count)]
 
 
 def keep_freed_memory() -> None:
-    """Keeps the memory of images and tensors that are done with for the next ones.
+    """Makes this process keep freed memory for the next images and tensors.
 
-    glibc gives every large block back to the system, and that gives it again page by page: nearly half of the CPU time
-    of a training step on a CPU, a third of a conversion. Whoever sets MALLOC_... or preloads another allocator decides.
+    glibc returns every large block to the system, which then hands it out again page by page: this takes nearly half of
+    the CPU time of a training step on a CPU, and a third of a conversion. Nothing changes where the user has set
+    MALLOC_... or preloads another allocator.
     """
     if any(name.startswith('MALLOC_') for name in os.environ) or not hasattr(ctypes.CDLL(None), 'mallopt'):
         return
@@ -70,10 +79,10 @@ def keep_freed_memory() -> None:
 
 @contextlib.contextmanager
 def quiet_import() -> Iterator[None]:
-    """Around the import of TensorFlow: prepares the process for it, and keeps off the terminal what libraries write to
-    stderr meanwhile; shown if the import fails.
+    """Surrounds the import of TensorFlow: it prepares the process and hides what libraries write to stderr meanwhile.
 
-    TensorFlow notes the absence of things that nobody asked for, before any setting of its log level takes effect.
+    TensorFlow notes the absence of things that nobody asked for, before any setting of its log level takes effect. If
+    the import fails, all of it is shown.
     """
     keep_freed_memory()
     sys.stderr.flush()

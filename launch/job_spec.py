@@ -1,6 +1,13 @@
-"""The flags that launch.slurm and launch.kubernetes share, and what they amount to.
+"""The flags that launch.slurm and launch.kubernetes share, and the job that they describe.
 
-plan = plan.from_flags(arguments, 'slurm')
+    from absl import flags
+    from launch import job_spec
+
+    flags.FLAGS(['launch.slurm', '--workdir=runs/x'])
+    spec = job_spec.from_flags(['--config=configs/default.py'], python='python', workers=2, gpus=1, data_is_here=False)
+    spec.runs[0].command  # ['python', '-m', 'unet.main', '--workdir=/.../runs/x', ..., '--config=configs/default.py']
+
+A job is one run, or the runs of a sweep.
 """
 
 import dataclasses
@@ -45,21 +52,26 @@ CANCEL = flags.DEFINE_bool('cancel', False, 'End the last launch of --workdir; a
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One program to start. Paths are absolute."""
+    """One program to start.
+
+    Attributes:
+      workdir: its folder, an absolute path.
+      command: its command line; paths in it are absolute.
+    """
 
     workdir: str
     command: list[str]
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class JobSpec:
     """What is to be launched.
 
     Attributes:
-      module: program.
-      workdir: of the launch; a sweep's runs have theirs below it.
-      data_dir: where the program reads records: the staged copy if there is one.
-      runs: one, or those of the sweep.
+      module: the program.
+      workdir: the launch's folder; a sweep's runs have theirs below it.
+      data_dir: the folder that the program reads records from (the staged copy if there is one) or writes them to.
+      runs: one run, or those of the sweep.
       is_sweep: whether --sweep was given.
       stage: command that copies the records to the node's disk; empty if they are read where they are.
     """
@@ -72,29 +84,44 @@ class Plan:
     stage: list[str]
 
     @property
-    def data_prep(self) -> bool:
+    def is_data_prep(self) -> bool:
+        """Whether the program is one of data_prep, which has no checkpoints and no GPUs."""
         return self.module.startswith('data_prep.')
 
 
-def subcommand() -> str:
-    """'status', 'follow' or 'cancel'; '' to submit. Raises UserError BAD_USAGE if two are asked for."""
-    asked = [flag.name for flag in (STATUS, FOLLOW, CANCEL) if flag.value]
-    if len(asked) > 1:
-        raise entry.UserError(entry.BAD_USAGE, f'--{asked[0]} and --{asked[1]}: one at a time')
-    if asked and WORKDIR.value is None:
-        raise entry.UserError(entry.BAD_USAGE, f'--{asked[0]}: pass the --workdir of the launch too')
-    return asked[0] if asked else ''
+def subcommand() -> tuple[str, str] | None:
+    """Finds out whether --status, --follow or --cancel was given.
+
+    Returns:
+      'status', 'follow' or 'cancel', and --workdir; None to submit a job.
+
+    Raises:
+      UserError: BAD_USAGE if two were given, or one without --workdir.
+    """
+    given = [flag.name for flag in (STATUS, FOLLOW, CANCEL) if flag.value]
+    if len(given) > 1:
+        raise entry.UserError(entry.BAD_USAGE, f'--{given[0]} and --{given[1]}: one at a time')
+    if not given:
+        return None
+    if WORKDIR.value is None:
+        raise entry.UserError(entry.BAD_USAGE, f'--{given[0]}: pass the --workdir of the launch too')
+    return given[0], WORKDIR.value
 
 
-def from_flags(arguments: list[str], *, python: str, workers: int, gpus: int, data_is_here: bool) -> Plan:
-    """Checks all that can be checked from here.
+def default_gpus() -> int:
+    """Returns the GPUs of each worker where no flag says how many: 1, and none for programs that cannot use any."""
+    return 1 if MODULE.value.startswith('unet.') else 0
+
+
+def from_flags(arguments: list[str], *, python: str, workers: int, gpus: int, data_is_here: bool) -> JobSpec:
+    """Makes the job that the flags describe, once all that can be checked from here is right.
 
     Args:
-      arguments: what came after `--`.
-      python: interpreter, in the cluster.
+      arguments: the words after `--`.
+      python: interpreter in the cluster.
       workers: processes of each run.
-      gpus: of each worker.
-      data_is_here: whether --data_dir, and a --config by its full path, are to be looked at from this host.
+      gpus: GPUs of each worker.
+      data_is_here: whether this host sees --data_dir, and a --config by its full path, as the cluster does.
 
     Raises:
       UserError: BAD_USAGE, MISSING_INPUT, BAD_DATA or BAD_CONFIG, with the status the program itself would end with.
@@ -144,7 +171,7 @@ def from_flags(arguments: list[str], *, python: str, workers: int, gpus: int, da
         folder = os.path.join(workdir, point.name) if point.name else workdir
         composed = command.compose(python, module, folder, data_dir, point.applied_to(arguments))
         runs.append(Run(folder, composed))
-    return Plan(module, workdir, source if module.startswith('data_prep.') else data_dir, runs, bool(points), stage)
+    return JobSpec(module, workdir, source if module.startswith('data_prep.') else data_dir, runs, bool(points), stage)
 
 
 def _default_name(module: str, arguments: list[str]) -> str:

@@ -1,7 +1,4 @@
-"""The user's own kubectl, asked about the jobs of a launch.
-
-    kubectl.create('manifest.yaml', launch)
-    status = kubectl.wait(launch)
+"""What launch.kubernetes does with the user's own kubectl: it creates, watches and deletes the jobs of a launch.
 
 There was no API server to test this with: the tests run a stand-in for kubectl that answers as its documentation says.
 """
@@ -12,13 +9,13 @@ import shutil
 import subprocess
 import time
 
-from launch import command, entry
+from launch import command, entry, launch_record
 
 _POLL = 3.0  # seconds
 _RESOURCES = {'job': 'jobs.batch', 'jobset': 'jobsets.jobset.x-k8s.io'}
 
 
-def _kubectl(launch: dict) -> list[str]:
+def _kubectl(launch: launch_record.Launch) -> list[str]:
     if not shutil.which('kubectl'):
         raise entry.UserError(
             entry.MISSING_INPUT,
@@ -28,38 +25,46 @@ def _kubectl(launch: dict) -> list[str]:
     return ['kubectl', *where]
 
 
-def _ask(launch: dict, *words: str) -> str:
+def _run(launch: launch_record.Launch, *words: str) -> str:
     done = subprocess.run([*_kubectl(launch), *words], capture_output=True, text=True)
     if done.returncode:
         raise entry.UserError(entry.PEER_LOST, f'kubectl {words[0]}: {" ".join(done.stderr.split()) or "failed"}')
     return done.stdout
 
 
-def create(manifest: os.PathLike, launch: dict) -> None:
-    """Raises UserError IN_USE if a job of that name is there, BAD_CONFIG with kubectl's own words if it refuses."""
+def create(manifest: os.PathLike[str], launch: launch_record.Launch) -> None:
+    """Creates what a manifest describes.
+
+    Args:
+      manifest: the file.
+      launch: its 'context' and 'namespace' say where.
+
+    Raises:
+      UserError: IN_USE if a job of that name is there, BAD_CONFIG with kubectl's own words if it refuses.
+    """
     done = subprocess.run([*_kubectl(launch), 'create', '-f', str(manifest)], capture_output=True, text=True)
     if done.returncode:
-        said = ' '.join(done.stderr.split()) or 'no reason given'
-        if 'AlreadyExists' in said:
-            raise entry.UserError(entry.IN_USE, f'{said}. --cancel deletes it; or pass another --name.')
-        raise entry.UserError(entry.BAD_CONFIG, f'kubectl refuses the job: {said}')
+        reason = ' '.join(done.stderr.split()) or 'no reason given'
+        if 'AlreadyExists' in reason:
+            raise entry.UserError(entry.IN_USE, f'{reason}. --cancel deletes it; or pass another --name.')
+        raise entry.UserError(entry.BAD_CONFIG, f'kubectl refuses the job: {reason}')
 
 
-def _jobs(launch: dict) -> list[dict | None]:
-    """The launch's jobs as the server has them; None for one that is gone."""
+def _jobs(launch: launch_record.Launch) -> list[dict | None]:
+    """Returns the launch's jobs as the server has them; None for one that is gone."""
     names = launch['names']
-    found = json.loads(_ask(launch, 'get', _RESOURCES[launch['kind']], '--ignore-not-found', '-o=json', *names) or '{}')
+    found = json.loads(_run(launch, 'get', _RESOURCES[launch['kind']], '--ignore-not-found', '-o=json', *names) or '{}')
     jobs = {job['metadata']['name']: job for job in found.get('items', [found] if found else [])}
     return [jobs.get(name) for name in names]
 
 
-def _pods(launch: dict, name: str) -> list[dict]:
-    found = json.loads(_ask(launch, 'get', 'pods', f'--selector=app.kubernetes.io/instance={name}', '-o=json'))
+def _pods(launch: launch_record.Launch, name: str) -> list[dict]:
+    found = json.loads(_run(launch, 'get', 'pods', f'--selector=app.kubernetes.io/instance={name}', '-o=json'))
     return sorted(found['items'], key=lambda pod: pod['metadata']['creationTimestamp'])
 
 
-def _end(job: dict | None) -> str:
-    """'complete', 'failed', 'gone', or '' for one that is not over."""
+def _outcome(job: dict | None) -> str:
+    """Returns 'complete', 'failed', 'gone', or '' for one that is not over."""
     if job is None:
         return 'gone'
     for condition in job.get('status', {}).get('conditions', []):
@@ -80,20 +85,20 @@ def _exit_statuses(pods: list[dict]) -> list[int]:
     return statuses
 
 
-def _status(launch: dict, name: str, end: str) -> int:
+def _status(launch: launch_record.Launch, name: str, outcome: str) -> int:
     """Exit status of a job that is over."""
-    if end == 'complete':
+    if outcome == 'complete':
         return entry.OK
-    if end == 'gone':
+    if outcome == 'gone':
         return entry.PEER_LOST
     return command.overall_status([status for status in _exit_statuses(_pods(launch, name)) if status] or [entry.BUG])
 
 
-def print_status(launch: dict) -> int:
-    """What kubectl shows of the jobs and their pods, and the exit statuses of containers that have ended."""
+def print_status(launch: launch_record.Launch) -> int:
+    """Prints the state of the jobs and their pods, and the exit statuses of containers that have ended."""
     for name, job in zip(launch['names'], _jobs(launch), strict=True):
-        end = _end(job)
-        print(f'{launch["kind"]} {name}  {end or "running or waiting"}')
+        outcome = _outcome(job)
+        print(f'{launch["kind"]} {name}  {outcome or "running or waiting"}')
         for pod in _pods(launch, name) if job else []:
             statuses = ', '.join(map(str, _exit_statuses([pod])))
             print(
@@ -104,36 +109,42 @@ def print_status(launch: dict) -> int:
     return entry.OK
 
 
-def cancel(launch: dict) -> int:
+def cancel(launch: launch_record.Launch) -> int:
     """Deletes what was created; pods are asked to stop and save a checkpoint first."""
-    print(_ask(launch, 'delete', '--ignore-not-found', '-f', f'{launch["folder"]}/manifest.yaml').strip())
+    print(_run(launch, 'delete', '--ignore-not-found', '-f', f'{launch["folder"]}/manifest.yaml').strip())
     return entry.OK
 
 
-def wait(launch: dict) -> int:
-    """The exit status of the launch's jobs, once all are over."""
-    while not all(ends := [_end(job) for job in _jobs(launch)]):
+def wait(launch: launch_record.Launch) -> int:
+    """Waits until all jobs of a launch are over, and returns their exit status."""
+    while not all(outcomes := [_outcome(job) for job in _jobs(launch)]):
         time.sleep(_POLL)
-    statuses = [_status(launch, name, end) for name, end in zip(launch['names'], ends, strict=True)]
+    statuses = [_status(launch, name, outcome) for name, outcome in zip(launch['names'], outcomes, strict=True)]
     return command.overall_status(statuses)
 
 
-def follow(launch: dict) -> int:
-    """Prints the logs of all pods, also of those that replace others, until the jobs are over; returns their status."""
+def follow(launch: launch_record.Launch) -> int:
+    """Prints the logs of all pods, also of those that replace others, until the jobs are over.
+
+    Returns:
+      Their exit status.
+    """
     streams = {}
     try:
         while True:
-            ends = [_end(job) for job in _jobs(launch)]
+            outcomes = [_outcome(job) for job in _jobs(launch)]
             for name in launch['names']:
                 for pod in _pods(launch, name):
                     pod_name = pod['metadata']['name']
                     if pod_name not in streams and pod['status'].get('phase') != 'Pending':
                         words = ['logs', '--follow', '--prefix', '--all-containers', f'pod/{pod_name}']
                         streams[pod_name] = subprocess.Popen([*_kubectl(launch), *words])
-            if all(ends):
+            if all(outcomes):
                 for stream in streams.values():
                     stream.wait()
-                statuses = [_status(launch, name, end) for name, end in zip(launch['names'], ends, strict=True)]
+                statuses = [
+                    _status(launch, name, outcome) for name, outcome in zip(launch['names'], outcomes, strict=True)
+                ]
                 return command.overall_status(statuses)
             time.sleep(_POLL)
     finally:

@@ -1,8 +1,8 @@
-"""Trains on a Kubernetes cluster: renders manifests, checks them, submits them, and looks after the job.
+"""Trains on a Kubernetes cluster: it renders manifests, checks and submits them, and shows or ends the job.
 
     python -m launch.kubernetes --image=registry.example/unet:1 --workers=2 --gpus_per_worker=8 --pvc=data:/data \\
         --data_dir=/data/cityscapes --workdir=/data/runs/cityscapes -- --config=configs/cityscapes.py
-    python -m launch.kubernetes --workdir=/data/runs/cityscapes --follow     (--status, --cancel)
+    python -m launch.kubernetes --workdir=/data/runs/cityscapes --follow  # or --status, --cancel
 
 Everything after `--` goes to unet.main unchanged; paths are those that the pods see. Several workers are an Indexed Job
 with a headless Service, or a JobSet with --kind=jobset. A worker that is evicted or loses a peer starts again and goes
@@ -18,7 +18,7 @@ import sys
 
 from absl import flags
 
-from launch import command, entry, job_spec, kubectl, launch_record, templates
+from launch import command, entry, job_spec, kubectl, launch_record, pod_spec, templates
 
 flags.adopt_module_key_flags(job_spec)  # so that --help lists its flags too
 _IMAGE = flags.DEFINE_string('image', None, 'Container image, e.g. built from the Dockerfile here; required.')
@@ -57,26 +57,26 @@ _PORT = flags.DEFINE_integer('port', 12321, 'Port on which workers listen.', low
 _PERMANENT = [entry.BAD_USAGE, entry.BAD_DATA, entry.MISSING_INPUT, entry.DIVERGED, entry.BAD_CONFIG]
 _BACKOFF_LIMIT = 3  # other failures, a crash say, before the job is given up
 _ROLE = 'worker'  # the replicated job of a JobSet
-_SCRATCH = '/scratch'
 
 
 def main(arguments: list[str]) -> int:
+    """Creates the jobs, or does what --status, --follow or --cancel ask for; `arguments` are the program's."""
     asked = job_spec.subcommand()
     if asked:
-        launch = _latest(job_spec.WORKDIR.value)
-        with launch_record.watched(launch):
-            return {'status': kubectl.print_status, 'follow': kubectl.follow, 'cancel': kubectl.cancel}[asked](launch)
-    gpus = _GPUS.value
-    if gpus is None:
-        gpus = 1 if job_spec.MODULE.value.startswith('unet.') else 0
-    planned = job_spec.from_flags(
+        action, workdir = asked
+        launch = _latest(workdir)
+        with launch_record.watch(launch):
+            actions = {'status': kubectl.print_status, 'follow': kubectl.follow, 'cancel': kubectl.cancel}
+            return actions[action](launch)
+    gpus = job_spec.default_gpus() if _GPUS.value is None else _GPUS.value
+    spec = job_spec.from_flags(
         arguments, python=job_spec.PYTHON.value or 'python', workers=_WORKERS.value, gpus=gpus, data_is_here=False
     )
     if job_spec.DRY_RUN.value:
-        print(_render(planned, gpus, 'dry-run')[0], end='', flush=True)
+        print(_render(spec, gpus, 'dry-run')[0], end='', flush=True)
         return entry.OK
-    folder = launch_record.begin(_record_dir(planned.workdir))
-    text, names = _render(planned, gpus, folder.name)
+    folder = launch_record.begin(_record_dir(spec.workdir))
+    text, names = _render(spec, gpus, folder.name)
     manifest = folder / 'manifest.yaml'
     manifest.write_text(text)
     launch = {
@@ -87,90 +87,93 @@ def main(arguments: list[str]) -> int:
         'namespace': _NAMESPACE.value,
         'context': _CONTEXT.value,
         'argv': sys.argv[1:],
-        'workdir': planned.workdir,
-        'runs': [run.workdir for run in planned.runs],
+        'workdir': spec.workdir,
+        'runs': [run.workdir for run in spec.runs],
     }
     kubectl.create(manifest, launch)
     launch_record.finish(folder, launch)
-    print(f'created {_KIND.value} {", ".join(names)}; --workdir={planned.workdir} --follow shows its log', flush=True)
-    launch = _latest(planned.workdir)
-    with launch_record.watched(launch):
+    print(f'created {_KIND.value} {", ".join(names)}; --workdir={spec.workdir} --follow shows its log', flush=True)
+    launch = _latest(spec.workdir)
+    with launch_record.watch(launch):
         return kubectl.wait(launch) if job_spec.WAIT.value else entry.OK
 
 
 def _record_dir(workdir: str) -> str:
-    """Where a launch is recorded: in the workdir if it is to be seen from here, else in runs/<its name>."""
+    """Returns where a launch is recorded: in the workdir if this host sees it, else in runs/<its name>."""
     return workdir if os.path.isdir(workdir) else os.path.join('runs', os.path.basename(os.path.abspath(workdir)))
 
 
-def _latest(workdir: str) -> dict:
-    """The last launch of a workdir, which may share the folder of its record with another of the same name."""
+def _latest(workdir: str) -> launch_record.Launch:
+    """Returns the last launch of a workdir, which may share the folder of its record with another of the same name."""
     workdir = os.path.abspath(workdir)
     return launch_record.latest(_record_dir(workdir), 'kubernetes', workdir=workdir)
 
 
-def _render(planned: job_spec.Plan, gpus: int, launch: str) -> tuple[str, list[str]]:
-    """The manifests and the names of their jobs."""
+def _render(spec: job_spec.JobSpec, gpus: int, launch: str) -> tuple[str, list[str]]:
+    """Returns the manifests and the names of their jobs."""
     if not _IMAGE.value:
         raise entry.UserError(entry.BAD_USAGE, 'pass --image, e.g. one that was built from the Dockerfile here')
     if re.search(r'\s', _IMAGE.value):
         raise entry.UserError(entry.BAD_USAGE, f'--image={_IMAGE.value!r}: no image has such a name')
     _check_resources(gpus)
-    volumes, mounts = _volumes(planned)
-    jobs = _jobs(planned, gpus, launch)
+    volumes, mounts = _volumes(spec)
+    jobs = _jobs(spec, gpus, launch)
     requests = {'cpu': _CPU.value, 'memory': _MEMORY.value}
     gpu = {_GPU_RESOURCE.value: gpus} if gpus else {}
-    text = templates.render(
-        job_spec.TEMPLATE.value or templates.TEMPLATES / ('jobset.yaml' if _KIND.value == 'jobset' else 'job.yaml'),
-        jobs=jobs,
-        image=_IMAGE.value,
-        pull_policy=_PULL_POLICY.value,
-        resources={'requests': requests | gpu, 'limits': {'memory': _MEMORY.value} | gpu},
-        stage=[_literal(word) for word in planned.stage],
-        stage_resources={'requests': requests, 'limits': {'memory': _MEMORY.value}},
-        stage_environ=_environ(0, []),
-        volumes=volumes,
-        mounts=mounts,
-        env_from=[{'secretRef': {'name': name}} for name in _ENV_FROM_SECRET.value],
-        pod_fields=_pod_fields(),
-        spread=_WORKERS.value > 1,
-        run_again=list(command.RUN_AGAIN),
-        permanent=_PERMANENT,
-        backoff_limit=_BACKOFF_LIMIT,
-        max_restarts=job_spec.MAX_RESTARTS.value,
-        queue=_QUEUE.value,
-        deadline=_DEADLINE.value,
-        ttl=_TTL.value,
-        grace=_GRACE.value,
-        user=_USER.value,
-        shm=_SHM.value,
-        port=_PORT.value,
-        role=_ROLE,
+    variables = {
+        'jobs': jobs,
+        'image': _IMAGE.value,
+        'pull_policy': _PULL_POLICY.value,
+        'resources': {'requests': requests | gpu, 'limits': {'memory': _MEMORY.value} | gpu},
+        'stage': [pod_spec.literal(word) for word in spec.stage],
+        'stage_resources': {'requests': requests, 'limits': {'memory': _MEMORY.value}},
+        'stage_environ': pod_spec.environ({}, _ENV.value, _ENV_SECRET.value, gpus=0),
+        'volumes': volumes,
+        'mounts': mounts,
+        'env_from': [{'secretRef': {'name': name}} for name in _ENV_FROM_SECRET.value],
+        'pod_fields': _pod_fields(),
+        'spread': _WORKERS.value > 1,
+        'run_again': list(command.RUN_AGAIN),
+        'permanent': _PERMANENT,
+        'backoff_limit': _BACKOFF_LIMIT,
+        'max_restarts': job_spec.MAX_RESTARTS.value,
+        'queue': _QUEUE.value,
+        'deadline': _DEADLINE.value,
+        'ttl': _TTL.value,
+        'grace': _GRACE.value,
+        'user': _USER.value,
+        'shm': _SHM.value,
+        'port': _PORT.value,
+        'role': _ROLE,
+    }
+    template = job_spec.TEMPLATE.value or templates.TEMPLATES / (
+        'jobset.yaml' if _KIND.value == 'jobset' else 'job.yaml'
     )
+    text = templates.render(template, variables)
     return text, [job['name'] for job in jobs]
 
 
-def _jobs(planned: job_spec.Plan, gpus: int, launch: str) -> list[dict]:
-    """What differs between the jobs: one for a run or for a sweep of runs with one pod each, else one for each run."""
-    is_array = planned.is_sweep and _WORKERS.value == 1 and _KIND.value == 'job'
+def _jobs(spec: job_spec.JobSpec, gpus: int, launch: str) -> list[dict]:
+    """Returns what differs between the jobs: one for a run or for a sweep with one pod per run, else one per run."""
+    is_array = spec.is_sweep and _WORKERS.value == 1 and _KIND.value == 'job'
     if job_spec.PARALLELISM.value and not is_array and not _QUEUE.value:
         raise entry.UserError(
             entry.BAD_USAGE,
             '--parallelism: Kubernetes itself limits a sweep only of runs with --workers=1 and --kind=job; give a '
             '--queue of Kueue to limit others by what it admits',
         )
-    base = _name(planned.workdir)
-    count = 1 if is_array else len(planned.runs)
+    base = _name(spec.workdir)
+    count = 1 if is_array else len(spec.runs)
     jobs = []
-    for number, run in enumerate(planned.runs[:count]):
+    for number, run in enumerate(spec.runs[:count]):
         name = base if count == 1 else f'{base}-{number}'
         _check_name(name)
         if is_array:
-            which = [f'--run={json.dumps({"workdir": r.workdir, "command": r.command})}' for r in planned.runs]
-            words = [run.command[0], '-m', 'launch.pod_entrypoint', *_counting(launch), *which]
+            runs = [f'--run={json.dumps({"workdir": r.workdir, "command": r.command})}' for r in spec.runs]
+            words = [run.command[0], '-m', 'launch.pod_entrypoint', *_attempt_flags(launch), *runs]
         else:
-            progress = [f'--progress={planned.data_dir}'] if planned.data_prep else []
-            words = [run.command[0], '-m', 'launch.pod_entrypoint', *_counting(launch), f'--workdir={run.workdir}']
+            progress = [f'--progress={spec.data_dir}'] if spec.is_data_prep else []
+            words = [run.command[0], '-m', 'launch.pod_entrypoint', *_attempt_flags(launch), f'--workdir={run.workdir}']
             words += [*progress, '--', *run.command]
         labels = {
             'app.kubernetes.io/name': 'unet',
@@ -184,7 +187,7 @@ def _jobs(planned: job_spec.Plan, gpus: int, launch: str) -> list[dict]:
         metadata['annotations'] = {'unet/launch': launch, 'unet/workdir': run.workdir}
         if _NAMESPACE.value:
             metadata['namespace'] = _NAMESPACE.value
-        indices = len(planned.runs) if is_array else _WORKERS.value
+        indices = len(spec.runs) if is_array else _WORKERS.value
         jobs.append(
             {
                 'name': name,
@@ -193,89 +196,44 @@ def _jobs(planned: job_spec.Plan, gpus: int, launch: str) -> list[dict]:
                 'is_array': is_array,
                 'indices': indices,
                 'parallelism': min(job_spec.PARALLELISM.value or indices, indices) if is_array else indices,
-                'command': [_literal(word) for word in words],
-                'environ': _environ(gpus, _peers(name)),
+                'command': [pod_spec.literal(word) for word in words],
+                'environ': pod_spec.environ(_cluster(name), _ENV.value, _ENV_SECRET.value, gpus=gpus),
             }
         )
     return jobs
 
 
-def _counting(launch: str) -> list[str]:
+def _attempt_flags(launch: str) -> list[str]:
     return [f'--launch={launch}', f'--max_restarts={job_spec.MAX_RESTARTS.value}']
 
 
-def _peers(name: str) -> list[tuple[str, str]]:
-    """How the workers find each other, as unet/cluster.py reads it; the rank is the JOB_COMPLETION_INDEX that
-    Kubernetes sets."""
+def _cluster(name: str) -> dict[str, str]:
+    """Returns the variables by which the workers find each other, see unet/distributed/cluster.py.
+
+    The rank is the JOB_COMPLETION_INDEX that Kubernetes sets.
+    """
     if _WORKERS.value == 1:
-        return [('UNET_CLUSTER', 'off')]
+        return {'UNET_CLUSTER': 'off'}
     pod = f'{name}-{_ROLE}-0' if _KIND.value == 'jobset' else name
-    return [
-        ('UNET_NUM_WORKERS', str(_WORKERS.value)),
-        ('UNET_WORKER_ADDRESS', f'{pod}-{{index}}.{name}:{_PORT.value}'),
-    ]
+    return {
+        'UNET_NUM_WORKERS': str(_WORKERS.value),
+        'UNET_WORKER_ADDRESS': f'{pod}-{{index}}.{name}:{_PORT.value}',
+    }
 
 
-def _environ(gpus: int, peers: list[tuple[str, str]]) -> list[dict]:
-    variables = dict(peers)
-    variables |= {'HOME': _SCRATCH, 'TMPDIR': _SCRATCH, 'PYTHONUNBUFFERED': '1', 'PYTHONDONTWRITEBYTECODE': '1'}
-    if not gpus:  # the node may have GPUs, and none were asked for
-        variables |= {'CUDA_VISIBLE_DEVICES': '-1', 'NVIDIA_VISIBLE_DEVICES': 'void'}
-    secrets = {}
-    for flag, text in [*(('env', text) for text in _ENV.value), *(('env_secret', text) for text in _ENV_SECRET.value)]:
-        name, equals, value = text.partition('=')
-        secret, colon, key = value.partition(':')
-        if not re.fullmatch(r'[A-Za-z_]\w*', name) or not equals or (flag == 'env_secret' and not (secret and key)):
-            form = 'NAME=value' if flag == 'env' else 'NAME=SECRET:KEY'
-            raise entry.UserError(entry.BAD_USAGE, f'--{flag}={text}: write {form}')
-        if name in variables or name in secrets:
-            raise entry.UserError(entry.BAD_USAGE, f'--{flag}={text}: {name} is set already')
-        if flag == 'env':
-            variables[name] = value
-        else:
-            secrets[name] = {'secretKeyRef': {'name': secret, 'key': key}}
-    plain = [{'name': name, 'value': _literal(value)} for name, value in variables.items()]
-    return plain + [{'name': name, 'valueFrom': source} for name, source in secrets.items()]
-
-
-def _literal(text: str) -> str:
-    """Kubernetes replaces $(NAME) in commands and variables, and $$ by $."""
-    return text.replace('$', '$$')
-
-
-def _volumes(planned: job_spec.Plan) -> tuple[list[dict], list[dict]]:
-    """The user's volumes, and the mounts of all."""
-    volumes = []
-    mounts = [{'name': 'scratch', 'mountPath': _SCRATCH}, {'name': 'shm', 'mountPath': '/dev/shm'}]
-    given = [('pvc', text) for text in _PVC.value] + [('host_path', text) for text in _HOST_PATH.value]
-    for number, (flag, text) in enumerate(given):
-        found = re.fullmatch(r'([^:]+):(/[^:]+?)/*(:ro)?', text)
-        if not found or (flag == 'host_path' and not text.startswith('/')):
-            form = 'CLAIM:/path[:ro]' if flag == 'pvc' else '/of/the/node:/path[:ro]'
-            raise entry.UserError(entry.BAD_USAGE, f'--{flag}={text}: write {form}')
-        source, path, read_only = found.groups()
-        if flag == 'pvc' and (not re.fullmatch(r'[a-z0-9]([-a-z0-9.]*[a-z0-9])?', source) or len(source) > 253):
-            raise entry.UserError(entry.BAD_USAGE, f'--pvc={text}: {source!r} is no name of a claim')
-        if any(mount['mountPath'] == path for mount in mounts):
-            raise entry.UserError(entry.BAD_USAGE, f'--{flag}={text}: {path} is mounted already')
-        kind = {'persistentVolumeClaim': {'claimName': source}} if flag == 'pvc' else {'hostPath': {'path': source}}
-        volumes.append({'name': f'volume-{number}', **kind})
-        mounts.append({'name': f'volume-{number}', 'mountPath': path, **({'readOnly': True} if read_only else {})})
-
-    def mount_of(path: str) -> dict | None:
-        holding = [m for m in mounts[2:] if path == m['mountPath'] or path.startswith(m['mountPath'] + '/')]
-        return max(holding, key=lambda mount: len(mount['mountPath']), default=None)
-
-    if planned.stage:
-        stage_dir = os.path.dirname(planned.data_dir)
-        if mount_of(stage_dir) is None:
+def _volumes(spec: job_spec.JobSpec) -> tuple[list[dict], list[dict]]:
+    """Makes the volumes of a pod and its mounts, which must hold all that is to outlive the pod."""
+    volumes, mounts = pod_spec.volumes(_PVC.value, _HOST_PATH.value)
+    if spec.stage:
+        stage_dir = os.path.dirname(spec.data_dir)
+        if pod_spec.mount_of(stage_dir, mounts) is None:
             volumes.append({'name': 'stage', 'emptyDir': {}})
             mounts.append({'name': 'stage', 'mountPath': stage_dir})
-    needed = {'workdir': (planned.workdir, True)}
-    if planned.module.startswith(('unet.', 'data_prep.')) and '://' not in job_spec.DATA_DIR.value:
-        needed['data_dir'] = (job_spec.DATA_DIR.value, planned.data_prep)
+    needed = {'workdir': (spec.workdir, True)}
+    if spec.module.startswith(('unet.', 'data_prep.')) and '://' not in job_spec.DATA_DIR.value:
+        needed['data_dir'] = (job_spec.DATA_DIR.value, spec.is_data_prep)
     for name, (path, written) in needed.items():
-        mount = mount_of(path)
+        mount = pod_spec.mount_of(path, mounts)
         if not path.startswith('/') or mount is None:
             raise entry.UserError(
                 entry.BAD_USAGE,
@@ -292,32 +250,14 @@ def _pod_fields() -> dict[str, object]:
         'imagePullSecrets': [{'name': name} for name in _PULL_SECRET.value],
         'priorityClassName': _PRIORITY_CLASS.value,
         'serviceAccountName': _SERVICE_ACCOUNT.value,
-        'nodeSelector': dict(_pair('node_selector', text) for text in _NODE_SELECTOR.value),
-        'tolerations': [_toleration(text) for text in _TOLERATION.value],
+        'nodeSelector': dict(pod_spec.node_label(text) for text in _NODE_SELECTOR.value),
+        'tolerations': [pod_spec.toleration(text) for text in _TOLERATION.value],
     }
     return {name: value for name, value in fields.items() if value}
 
 
-def _pair(flag: str, text: str) -> tuple[str, str]:
-    name, equals, value = text.partition('=')
-    if not (name and equals and re.fullmatch(r'([A-Za-z0-9]([-\w.]{0,61}[A-Za-z0-9])?)?', value)):
-        raise entry.UserError(entry.BAD_USAGE, f'--{flag}={text}: write label=value')
-    return name, value
-
-
-def _toleration(text: str) -> dict[str, str]:
-    found = re.fullmatch(r'([^=:]+)(?:=([^:]*))?:(NoSchedule|NoExecute|PreferNoSchedule)', text)
-    if not found:
-        raise entry.UserError(
-            entry.BAD_USAGE, f'--toleration={text}: write key:NoSchedule or key=value:NoSchedule (or NoExecute)'
-        )
-    key, value, effect = found.groups()
-    how = {'operator': 'Exists'} if value is None else {'operator': 'Equal', 'value': value}
-    return {'key': key, **how, 'effect': effect}
-
-
 def _name(workdir: str) -> str:
-    """--name, or one made of the workdir's last part."""
+    """Returns --name, or a name made of the workdir's last part."""
     if _NAME.value:
         return _NAME.value
     name = os.path.basename(workdir)
@@ -328,7 +268,7 @@ def _name(workdir: str) -> str:
 
 
 def _check_name(name: str) -> None:
-    """A Service is named after the job, and each pod's host name is <job>-<index>."""
+    """Raises UserError BAD_USAGE for a name that is none for the job, its Service, or the host names <job>-<index>."""
     last = f'{name}-{_ROLE}-0-{_WORKERS.value - 1}' if _KIND.value == 'jobset' else f'{name}-{_WORKERS.value - 1}'
     if not re.fullmatch('[a-z]([-a-z0-9]*[a-z0-9])?', name) or len(last) > 63:
         raise entry.UserError(
@@ -339,30 +279,20 @@ def _check_name(name: str) -> None:
 
 
 def _check_resources(gpus: int) -> None:
-    """Raises UserError BAD_USAGE for quantities that are none and for what contradicts itself."""
+    """Raises UserError BAD_USAGE for quantities that are none and for flags that contradict each other."""
+    quantities = {}
     for name, text in (('memory', _MEMORY.value), ('shm', _SHM.value), ('cpu', _CPU.value)):
-        if _quantity(text) is None or not _quantity(text) > 0:
+        quantities[name] = pod_spec.quantity(text) or 0.0
+        if not quantities[name]:
             raise entry.UserError(
                 entry.BAD_USAGE, f'--{name}={text}: write e.g. {"500m or 8" if name == "cpu" else "64Gi"}'
             )
-    if _quantity(_SHM.value) >= _quantity(_MEMORY.value):
+    if quantities['shm'] >= quantities['memory']:
         raise entry.UserError(
             entry.BAD_USAGE, f'--shm={_SHM.value} is part of --memory={_MEMORY.value} and must be less'
         )
     if gpus and job_spec.MODULE.value.startswith('data_prep.'):
         raise entry.UserError(entry.BAD_USAGE, f'--gpus_per_worker={gpus}: data_prep uses no GPUs; leave it out')
-
-
-def _quantity(text: str) -> float | None:
-    """The value of a Kubernetes quantity; None if it is none."""
-    found = re.fullmatch(r'(\d+(?:\.\d+)?)(m|[kMGTP]|[KMGTP]i)?', text)
-    if not found:
-        return None
-    unit = found.group(2) or ''
-    scale = {'': 1, 'm': 1e-3, 'k': 1e3}.get(unit) or (1024 if unit.endswith('i') else 1000) ** (
-        'KMGTP'.index(unit[0]) + 1
-    )
-    return float(found.group(1)) * scale
 
 
 if __name__ == '__main__':

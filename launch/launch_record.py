@@ -1,8 +1,10 @@
 """The launches of a workdir: what was submitted, when, and under which job id.
 
-    folder = record.begin('runs/cityscapes')  # runs/cityscapes/launch/20261123-160501
-    record.finish(folder, {'launcher': 'slurm', 'job': '4711', ...})
-    record.latest('runs/cityscapes', 'slurm')['job']
+    from launch import launch_record
+
+    folder = launch_record.begin('runs/cityscapes')  # runs/cityscapes/launch/20261123-160501.000000
+    launch_record.finish(folder, {'launcher': 'slurm', 'job': '4711'})
+    launch_record.latest('runs/cityscapes', 'slurm')['job']  # 4711
 
 One folder per launch below <workdir>/launch: the rendered files, `launch.json`, and what the job notes there itself.
 """
@@ -12,15 +14,18 @@ import datetime
 import json
 import pathlib
 from collections.abc import Iterator
+from typing import Any
 
 from launch import entry, files
+
+Launch = dict[str, Any]  # what launch.json holds
 
 FOLDER = 'launch'
 _FILE = 'launch.json'
 
 
 def begin(workdir: str) -> pathlib.Path:
-    """A new folder for a launch, named after the time in UTC.
+    """Makes the folder of a new launch, named after the time in UTC.
 
     Raises:
       UserError: MISSING_INPUT if it cannot be made.
@@ -40,25 +45,30 @@ def begin(workdir: str) -> pathlib.Path:
             ) from error
 
 
-def finish(folder: pathlib.Path, launch: dict) -> None:
-    """Writes launch.json; a launch without it was never submitted."""
+def finish(folder: pathlib.Path, launch: Launch) -> None:
+    """Writes launch.json; a launch without it was never submitted.
+
+    Args:
+      folder: the launch's, from `begin`.
+      launch: what is to be found again: 'launcher', 'job' and what else the launcher needs.
+    """
     submitted = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
     content = json.dumps({'submitted': submitted, **launch}, indent=1) + '\n'
     files.write_atomically(folder / _FILE, content)
 
 
-def latest(folder: str, launcher: str, **known) -> dict:
-    """The last launch by `launcher` that is recorded below a folder, with its own folder as 'folder'.
+def latest(folder: str, launcher: str, workdir: str | None = None) -> Launch:
+    """Returns the last launch that is recorded below a folder, with its own folder as 'folder'.
 
     Args:
       folder: the workdir, as a rule.
-      launcher: 'slurm' or 'kubernetes'.
-      **known: what its record must say.
+      launcher: 'local', 'slurm' or 'kubernetes'.
+      workdir: the workdir that its record must name, where launches of several share a folder; None for any.
 
     Raises:
       UserError: MISSING_INPUT if there is none.
     """
-    launches = [launch for launch in find(folder, launcher) if known.items() <= launch.items()]
+    launches = [launch for launch in find(folder, launcher) if workdir in (None, launch.get('workdir'))]
     if not launches:
         raise entry.UserError(
             entry.MISSING_INPUT,
@@ -69,8 +79,8 @@ def latest(folder: str, launcher: str, **known) -> dict:
 
 
 @contextlib.contextmanager
-def watched(launch: dict) -> Iterator[None]:
-    """Ctrl-C ends the watching, not the job, and says so."""
+def watch(launch: Launch) -> Iterator[None]:
+    """Surrounds the watching of a launch: Ctrl-C ends the watching and not the job, and a line says so."""
     try:
         yield
     except KeyboardInterrupt:
@@ -79,8 +89,8 @@ def watched(launch: dict) -> Iterator[None]:
         ) from None
 
 
-def find(folder: str, launcher: str) -> list[dict]:
-    """All launches by `launcher` that are recorded below a folder, oldest first."""
+def find(folder: str, launcher: str) -> list[Launch]:
+    """Returns all launches by `launcher` that are recorded below a folder, the oldest first."""
     launches = []
     for file in sorted(pathlib.Path(folder).glob(f'{FOLDER}/*/{_FILE}')):
         launch = files.read_json(file) | {'folder': str(file.parent)}

@@ -1,10 +1,10 @@
-"""Starts N worker processes on this host, wired together as a cluster would.
+"""Starts several worker processes on this host, connected as a cluster connects them.
 
     python -m launch.local --workers=2 --workdir=runs/two -- --config=configs/synthetic.py --data_dir=data/synthetic
 
-Everything after `--` goes to unet.main unchanged. Each line of output is prefixed by the worker's rank. If
-one worker fails, all end; Ctrl-C and SIGTERM stop all of them and are waited for. With --workdir the launch is recorded
-there, with its output; --status, --follow and --cancel find it from another terminal.
+Everything after `--` goes to unet.main unchanged. Each line of output begins with the worker's rank. If one worker
+fails, all end; Ctrl-C and SIGTERM stop all of them, and this program waits for their end. With --workdir the launch is
+recorded there, with its output; --status, --follow and --cancel find it from another terminal.
 """
 
 import contextlib
@@ -27,8 +27,7 @@ from typing import IO
 from absl import flags
 
 from configs import default
-from launch import entry, files, host, launch_record
-from launch.command import WITH_CONFIG, check, overall_status, read_config
+from launch import command, entry, files, host, launch_record
 
 _WORKERS = flags.DEFINE_integer('workers', 2, 'Number of worker processes.', lower_bound=1)
 _DEVICES = flags.DEFINE_integer(
@@ -57,10 +56,10 @@ _END_BY_ITSELF = 15  # seconds in which a worker must be gone once its own time 
 
 
 def environments(workers: int, devices_per_worker: int, gpus: list[str]) -> list[dict[str, str]]:
-    """What each worker's environment gets.
+    """Returns the variables to add to each worker's environment.
 
     Args:
-      workers: how many.
+      workers: number of workers.
       devices_per_worker: GPUs of each; 0 for equal shares.
       gpus: names of this host's GPUs, as in CUDA_VISIBLE_DEVICES.
 
@@ -94,7 +93,7 @@ def environments(workers: int, devices_per_worker: int, gpus: list[str]) -> list
 
 
 def core_shares(workers: int, cores_per_worker: int) -> list[set[int]]:
-    """The cores of each worker, consecutive ones; none if each may use all.
+    """Returns the cores of each worker, consecutive ones; none if each may use all.
 
     Raises:
       UserError: BAD_CONFIG if there are too few cores.
@@ -112,42 +111,50 @@ def core_shares(workers: int, cores_per_worker: int) -> list[set[int]]:
 
 
 def kill_after(module: str, arguments: list[str]) -> float:
-    """Seconds from the request to stop to SIGKILL: those that the program's config allows, and some more."""
-    config = read_config(arguments) if module in WITH_CONFIG else default.get_config()
+    """Returns the seconds from the request to stop to SIGKILL: those that the program's config allows, and some more.
+
+    Args:
+      module: the program.
+      arguments: its arguments, which may name a config.
+    """
+    config = command.read_config(arguments) if module in command.WITH_CONFIG else None
+    config = config or default.get_config()
     return config.runtime.grace_seconds + _END_BY_ITSELF
 
 
 def main(arguments: list[str]) -> int:
+    """Starts the workers and waits for them, or does what --status, --follow or --cancel ask for."""
     if _STATUS.value or _FOLLOW.value or _CANCEL.value:
         if not _WORKDIR.value:
             raise entry.UserError(entry.BAD_USAGE, 'pass the --workdir of the launch')
         launch = launch_record.latest(_WORKDIR.value, 'local')
-        with launch_record.watched(launch):
-            return _look_after(launch)
-    command = [sys.executable, '-u', '-m', _MODULE.value]
-    command += [f'--{flag.name}={flag.value}' for flag in (_WORKDIR, _DATA_DIR) if flag.value is not None]
-    command += arguments
-    check(_MODULE.value, arguments, workers=_WORKERS.value, devices=_WORKERS.value)
+        with launch_record.watch(launch):
+            return _watch_or_cancel(launch)
+    words = [sys.executable, '-u', '-m', _MODULE.value]
+    words += [f'--{flag.name}={flag.value}' for flag in (_WORKDIR, _DATA_DIR) if flag.value is not None]
+    words += arguments
+    command.check(_MODULE.value, arguments, workers=_WORKERS.value, devices=_WORKERS.value)
     gpus = host.visible_gpus()
     if not gpus and _WORKERS.value == 1 and _DEVICES.value:
-        command.append(f'--config.runtime.virtual_devices={_DEVICES.value}')
+        words.append(f'--config.runtime.virtual_devices={_DEVICES.value}')
     environs = environments(_WORKERS.value, _DEVICES.value, gpus)
     cores = core_shares(_WORKERS.value, _CORES.value)
     kill_seconds = kill_after(_MODULE.value, arguments)
     if _DRY_RUN.value:
         for environ in environs:
-            print(*(f'{name}={shlex.quote(value)}' for name, value in environ.items()), shlex.join(command))
+            print(*(f'{name}={shlex.quote(value)}' for name, value in environ.items()), shlex.join(words))
         return entry.OK
     host.ignore_broken_pipes()
     stop_asked = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop_asked.set())
-    workers, readers = [], []
-    with _recorded(command) as log, _no_worker_left_behind(workers):
+    workers: list[subprocess.Popen[bytes]] = []
+    readers: list[threading.Thread] = []
+    with _recorded(words) as log, _no_worker_left_behind(workers):
         for rank, (environ, own) in enumerate(zip(environs, cores, strict=True)):
             workers.append(
                 subprocess.Popen(
-                    command,
+                    words,
                     env=os.environ | environ,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.STDOUT,
@@ -160,7 +167,7 @@ def main(arguments: list[str]) -> int:
         statuses = _wait(workers, stop_asked, kill_seconds)
         for reader in readers:
             reader.join()
-        status = overall_status(statuses)
+        status = command.overall_status(statuses)
         if log:
             with contextlib.suppress(OSError):  # a full disk must not replace the workers' status
                 files.write_atomically(pathlib.Path(log.name).with_name(_ENDED), f'{status}\n')
@@ -168,7 +175,7 @@ def main(arguments: list[str]) -> int:
 
 
 @contextlib.contextmanager
-def _recorded(command: list[str]) -> Iterator[IO[bytes] | None]:
+def _recorded(words: list[str]) -> Iterator[IO[bytes] | None]:
     """Records the launch in the workdir, if there is one, and yields its log."""
     if not _WORKDIR.value:
         yield None
@@ -176,12 +183,12 @@ def _recorded(command: list[str]) -> Iterator[IO[bytes] | None]:
     folder = launch_record.begin(_WORKDIR.value)
     with open(folder / _LOG, 'wb', buffering=0) as log:
         fcntl.flock(log, fcntl.LOCK_EX)
-        launch_record.finish(folder, {'launcher': 'local', 'job': os.getpid(), 'command': command})
+        launch_record.finish(folder, {'launcher': 'local', 'job': os.getpid(), 'command': words})
         yield log
 
 
-def _look_after(launch: dict) -> int:
-    """--status, --follow or --cancel."""
+def _watch_or_cancel(launch: launch_record.Launch) -> int:
+    """Does what --status, --follow or --cancel ask for, and returns the exit status."""
     folder = pathlib.Path(launch['folder'])
     with open(folder / _LOG, 'rb') as log:
         while True:
@@ -197,10 +204,12 @@ def _look_after(launch: dict) -> int:
             os.kill(launch['job'], signal.SIGTERM)
         print(f'process {launch["job"]} {"is asked to stop" if _CANCEL.value else "is running"}', flush=True)
         return entry.OK
-    ended = folder / _ENDED
-    status = int(ended.read_text()) if ended.exists() else None
-    print('ended ' + (f'with status {status}' if ended.exists() else 'without a word: it was killed'), flush=True)
-    return (status if ended.exists() else entry.PEER_LOST) if _FOLLOW.value else entry.OK
+    status, ended = entry.PEER_LOST, 'without an exit status: it was killed'
+    if (folder / _ENDED).exists():
+        status = int((folder / _ENDED).read_text())
+        ended = f'with status {status}'
+    print(f'ended {ended}', flush=True)
+    return status if _FOLLOW.value else entry.OK
 
 
 def _is_locked(file: IO[bytes]) -> bool:
@@ -213,9 +222,10 @@ def _is_locked(file: IO[bytes]) -> bool:
 
 
 def _wait(workers: list[subprocess.Popen], stop_asked: threading.Event, kill_seconds: float) -> list[int]:
-    """Exit statuses of all workers, once all have ended; one that fails or a request to stop ends the others.
+    """Waits for the end of all workers, and returns their exit statuses.
 
-    Those that had to be killed, `kill_seconds` after they were asked to stop, count as lost.
+    One that fails ends the others, and so does a request to stop. Those that had to be killed,
+    `kill_seconds` after they were asked to stop, count as lost.
     """
     failed_at = asked_at = None
     killed = []
@@ -253,7 +263,7 @@ def _no_worker_left_behind(workers: list[subprocess.Popen]) -> Iterator[None]:
 
 
 def _begin_worker(cores: set[int]) -> None:
-    """In a worker: keeps to its own cores, if it has any; SIGTERM when the launcher dies, however it dies (Linux)."""
+    """Prepares a worker's process: it keeps to its own cores, if it has any, and gets SIGTERM if the launcher dies."""
     pr_set_pdeathsig = 1
     if cores:
         os.sched_setaffinity(0, cores)
@@ -262,7 +272,7 @@ def _begin_worker(cores: set[int]) -> None:
 
 
 def _prefix_lines(rank: int, worker: subprocess.Popen, log: IO[bytes] | None) -> None:
-    for line in worker.stdout:
+    for line in worker.stdout or ():
         line = b'[%d] %s' % (rank, line)
         with contextlib.suppress(OSError):  # a full disk: a worker whose output nobody took would stand still
             if log:

@@ -1,14 +1,17 @@
 """How far long work has come: a bar on a terminal, plain lines in a log.
 
-with progress.show(len(images), 'image') as advance:
-    for image in images:
-        ...
-        advance(1)
+    from launch import progress
 
-with progress.Bar(num_steps, 'step', done=100, stream=sys.stdout, log_seconds=None) as bar:
-    bar.advance(1)
-    bar.set_status('loss 0.41')
-    bar.log('step 200: mIoU 61.3 %')
+    with progress.show(3, 'image') as advance:
+        for number in range(3):
+            advance(1)
+
+    with progress.Bar(200, 'step', done=100, log_seconds=None) as bar:
+        bar.advance(100)
+        bar.set_status('loss 0.41')
+        bar.log('step 200: mIoU 61.3 %')
+
+Most programs need `show` alone; `Bar` is for training, which has more to say.
 """
 
 import contextlib

@@ -1,9 +1,7 @@
-"""What makes a folder a finished dataset: training, the launchers and the builder ask here, so that they agree.
+"""What makes a folder a finished dataset.
 
-    record_folder.check_complete('data/cityscapes')
-    record_folder.shard_lengths('data/cityscapes')  # {'train': [186, 186, ...], 'validation': [...], ...}
-
-No TensorFlow, for the launchers.
+Training, the launchers and the builder all ask here, so that they agree. This module does not import TensorFlow, since
+launchers do not.
 """
 
 from etils import epath

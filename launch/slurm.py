@@ -1,13 +1,13 @@
-"""Trains on a Slurm cluster: renders a job, checks it, submits it, and looks after it.
+"""Trains on a Slurm cluster: it renders a job, checks and submits it, and shows or ends it.
 
     python -m launch.slurm --nodes=2 --gpus_per_node=8 --time=24:00:00 --data_dir=data/cityscapes \\
         --workdir=runs/cityscapes -- --config=configs/cityscapes.py
-    python -m launch.slurm --workdir=runs/cityscapes --follow     (--status, --cancel)
+    python -m launch.slurm --workdir=runs/cityscapes --follow  # or --status, --cancel
 
 Everything after `--` goes to unet.main unchanged. The job stops ahead of its time limit and when it is preempted, saves
 a checkpoint, requeues itself and goes on, until training is done. --dry_run prints the job; the log is
-<workdir>/slurm.log.
-A sweep, at most two runs at a time: --sweep=config.optimizer.learning_rate=1e-3,3e-4 --parallelism=2.
+<workdir>/slurm.log. --sweep=config.optimizer.learning_rate=1e-3,3e-4 --parallelism=2 starts several runs, two at a
+time.
 """
 
 import os
@@ -59,41 +59,40 @@ _DATA_ELSEWHERE = flags.DEFINE_bool(
 
 
 def main(arguments: list[str]) -> int:
+    """Submits the job, or does what --status, --follow or --cancel ask for; `arguments` are the program's."""
     asked = job_spec.subcommand()
     if asked:
-        launch = launch_record.latest(job_spec.WORKDIR.value, 'slurm')
-        with launch_record.watched(launch):
-            return {'status': slurm_jobs.print_status, 'follow': slurm_jobs.follow, 'cancel': slurm_jobs.cancel}[asked](
-                launch
-            )
-    gpus = _GPUS.value
-    if gpus is None:
-        gpus = 1 if job_spec.MODULE.value.startswith('unet.') else 0
+        action, workdir = asked
+        launch = launch_record.latest(workdir, 'slurm')
+        with launch_record.watch(launch):
+            actions = {'status': slurm_jobs.print_status, 'follow': slurm_jobs.follow, 'cancel': slurm_jobs.cancel}
+            return actions[action](launch)
+    gpus = job_spec.default_gpus() if _GPUS.value is None else _GPUS.value
     python = job_spec.PYTHON.value or ('python3' if _CONTAINER.value else sys.executable)
-    planned = job_spec.from_flags(
+    spec = job_spec.from_flags(
         arguments, python=python, workers=_NODES.value, gpus=gpus, data_is_here=not _DATA_ELSEWHERE.value
     )
     _check_resources(gpus)
     if job_spec.DRY_RUN.value:
-        script = _render(planned, gpus, 'dry-run')
+        script = _render(spec, gpus, 'dry-run')
         print(script, end='', flush=True)
         slurm_jobs.test_only(script)
         return entry.OK
-    return _submit(planned, gpus)
+    return _submit(spec, gpus)
 
 
-def _submit(planned: job_spec.Plan, gpus: int) -> int:
-    for launch in launch_record.find(planned.workdir, 'slurm')[-1:]:
+def _submit(spec: job_spec.JobSpec, gpus: int) -> int:
+    for launch in launch_record.find(spec.workdir, 'slurm')[-1:]:
         if slurm_jobs.active(launch):
             raise entry.UserError(
                 entry.IN_USE,
-                f'{planned.workdir}: job {launch["job"]}, launched {launch["submitted"]}, is not over. Use --follow, '
+                f'{spec.workdir}: job {launch["job"]}, launched {launch["submitted"]}, is not over. Use --follow, '
                 '--cancel, or another --workdir.',
             )
-    folder = launch_record.begin(planned.workdir)
+    folder = launch_record.begin(spec.workdir)
     script = folder / 'job.sbatch'
-    script.write_bytes(os.fsencode(_render(planned, gpus, folder.name)))
-    logs = slurm_jobs.logs(planned.workdir, len(planned.runs) if planned.is_sweep else 0)
+    script.write_bytes(os.fsencode(_render(spec, gpus, folder.name)))
+    logs = slurm_jobs.logs(spec.workdir, len(spec.runs) if spec.is_sweep else 0)
     sizes = [os.path.getsize(log) if os.path.exists(log) else 0 for log in logs]
     job = slurm_jobs.submit(script)
     launch_record.finish(
@@ -102,48 +101,48 @@ def _submit(planned: job_spec.Plan, gpus: int) -> int:
             'launcher': 'slurm',
             'job': job,
             'argv': sys.argv[1:],
-            'sweep': planned.is_sweep,
-            'runs': [run.workdir for run in planned.runs],
+            'sweep': spec.is_sweep,
+            'runs': [run.workdir for run in spec.runs],
             'logs': logs,
             'log_starts': sizes,
         },
     )
-    print(f'submitted job {job}; --workdir={planned.workdir} --follow shows its log', flush=True)
-    launch = launch_record.latest(planned.workdir, 'slurm')
-    with launch_record.watched(launch):
+    print(f'submitted job {job}; --workdir={spec.workdir} --follow shows its log', flush=True)
+    launch = launch_record.latest(spec.workdir, 'slurm')
+    with launch_record.watch(launch):
         return slurm_jobs.wait(launch) if job_spec.WAIT.value else entry.OK
 
 
-def _render(planned: job_spec.Plan, gpus: int, launch: str) -> str:
-    pyxis, apptainer = _container(planned)
-    return templates.render(
-        job_spec.TEMPLATE.value or templates.TEMPLATES / 'job.sbatch',
-        options=_options(planned, gpus),
-        setup=_SETUP.value,
-        points=planned.runs if planned.is_sweep else [],
-        workdir=planned.workdir,
-        command=planned.runs[0].command,
-        data_dir=planned.data_dir,
-        data_prep=planned.data_prep,
-        stage=planned.stage,
-        launch=launch,
-        nodes=_NODES.value,
-        gpus=gpus,
-        max_restarts=job_spec.MAX_RESTARTS.value,
-        pyxis=pyxis,
-        apptainer=apptainer,
-    )
+def _render(spec: job_spec.JobSpec, gpus: int, launch: str) -> str:
+    pyxis, apptainer = _container(spec)
+    variables = {
+        'options': _options(spec, gpus),
+        'setup': _SETUP.value,
+        'points': spec.runs if spec.is_sweep else [],
+        'workdir': spec.workdir,
+        'command': spec.runs[0].command,
+        'data_dir': spec.data_dir,
+        'data_prep': spec.is_data_prep,
+        'stage': spec.stage,
+        'launch': launch,
+        'nodes': _NODES.value,
+        'gpus': gpus,
+        'max_restarts': job_spec.MAX_RESTARTS.value,
+        'pyxis': pyxis,
+        'apptainer': apptainer,
+    }
+    return templates.render(job_spec.TEMPLATE.value or templates.TEMPLATES / 'job.sbatch', variables)
 
 
-def _options(planned: job_spec.Plan, gpus: int) -> list[str]:
-    """The #SBATCH lines, without that word."""
-    if '\\' in planned.workdir:
-        raise entry.UserError(entry.BAD_USAGE, f'--workdir={planned.workdir}: Slurm takes no log file with a backslash')
-    log = os.path.join(planned.workdir, 'slurm' + ('-{}' if planned.is_sweep else '') + '.log')
+def _options(spec: job_spec.JobSpec, gpus: int) -> list[str]:
+    """Returns the #SBATCH lines, without that word."""
+    if '\\' in spec.workdir:
+        raise entry.UserError(entry.BAD_USAGE, f'--workdir={spec.workdir}: Slurm takes no log file with a backslash')
+    log = os.path.join(spec.workdir, 'slurm' + ('-{}' if spec.is_sweep else '') + '.log')
     options = {
-        'job-name': _JOB_NAME.value or os.path.basename(planned.workdir),
+        'job-name': _JOB_NAME.value or os.path.basename(spec.workdir),
         'chdir': os.getcwd(),
-        'output': log.replace('%', '%%').replace('{}', '%a') if planned.is_sweep else log.replace('%', '%%'),
+        'output': log.replace('%', '%%').replace('{}', '%a') if spec.is_sweep else log.replace('%', '%%'),
         'open-mode': 'append',
         'nodes': str(_NODES.value),
         'ntasks-per-node': '1',
@@ -154,9 +153,9 @@ def _options(planned: job_spec.Plan, gpus: int) -> list[str]:
         **{name.replace('_', '-'): flag.value for name, flag in _PASSED_ON.items()},
         'mail-type': 'END,FAIL' if _PASSED_ON['mail_user'].value else None,
     }
-    if planned.is_sweep:
+    if spec.is_sweep:
         limit = f'%{job_spec.PARALLELISM.value}' if job_spec.PARALLELISM.value else ''
-        options['array'] = f'0-{len(planned.runs) - 1}{limit}'
+        options['array'] = f'0-{len(spec.runs) - 1}{limit}'
     lines = ['--requeue', *(['--exclusive'] if _EXCLUSIVE.value else [])]
     lines += [f'--{name}={_directive(name, value)}' for name, value in options.items() if value is not None]
     for argument in _SBATCH_ARG.value:
@@ -168,7 +167,7 @@ def _options(planned: job_spec.Plan, gpus: int) -> list[str]:
 
 
 def _directive(name: str, value: str) -> str:
-    """A value as Slurm's own reader of #SBATCH lines wants it quoted."""
+    """Quotes a value as Slurm's own reader of #SBATCH lines wants it."""
     if re.search(r'[\x00-\x1f\x7f]', value):
         raise entry.UserError(entry.BAD_USAGE, f'{name}={value!r}: an option of Slurm holds no line breaks or the like')
     if re.fullmatch(r'[\w@%+=:,./-]+', value):
@@ -176,16 +175,16 @@ def _directive(name: str, value: str) -> str:
     return '"' + value.replace('\\', '\\\\').replace('"', '\\"') + '"'
 
 
-def _container(planned: job_spec.Plan) -> tuple[list[str], list[str]]:
-    """Options of srun for pyxis, or the words before the command for apptainer."""
+def _container(spec: job_spec.JobSpec) -> tuple[list[str], list[str]]:
+    """Returns the options of srun for pyxis, and the words before the command for apptainer; one of them is empty."""
     if not _CONTAINER.value:
         if _MOUNT.value:
             raise entry.UserError(entry.BAD_USAGE, '--mount is for a --container')
         return [], []
-    here = [os.getcwd(), planned.workdir, planned.data_dir]
-    if planned.stage:
-        here += [flag.partition('=')[2] for flag in planned.stage if flag.startswith('--data_dir=')]
-        here[2] = os.path.dirname(planned.data_dir)
+    here = [os.getcwd(), spec.workdir, spec.data_dir]
+    if spec.stage:
+        here += [flag.partition('=')[2] for flag in spec.stage if flag.startswith('--data_dir=')]
+        here[2] = os.path.dirname(spec.data_dir)
     mounts = [mount if ':' in mount else f'{mount}:{mount}' for mount in _MOUNT.value]
     for place in dict.fromkeys(place for place in here if '://' not in place):
         if re.search('[:,]', place):
@@ -195,12 +194,12 @@ def _container(planned: job_spec.Plan) -> tuple[list[str], list[str]]:
         options = [f'--container-image={_CONTAINER.value}', f'--container-mounts={",".join(mounts)}']
         return [*options, f'--container-workdir={os.getcwd()}'], []
     binds = [word for mount in mounts for word in ('--bind', mount)]
-    gpu = [] if _GPUS.value == 0 or planned.data_prep else ['--nv']
+    gpu = [] if _GPUS.value == 0 or spec.is_data_prep else ['--nv']
     return [], ['apptainer', 'exec', *gpu, *binds, '--pwd', os.getcwd(), _CONTAINER.value]
 
 
 def _check_resources(gpus: int) -> None:
-    """Raises UserError BAD_USAGE for what contradicts itself."""
+    """Raises UserError BAD_USAGE for flags that contradict each other."""
     seconds = _seconds(_TIME.value) if _TIME.value else None
     if seconds is not None and seconds <= _STOP_BEFORE.value:
         raise entry.UserError(
@@ -222,7 +221,11 @@ def _check_resources(gpus: int) -> None:
 
 
 def _seconds(limit: str) -> int | None:
-    """Seconds of a time limit in one of sbatch's forms; None if it has none. Raises UserError BAD_USAGE."""
+    """Returns the seconds of a time limit in one of sbatch's forms; None for no limit.
+
+    Raises:
+      UserError: BAD_USAGE if it has another form.
+    """
     if limit.upper() in ('UNLIMITED', 'INFINITE'):
         return None
     found = re.fullmatch(r'(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?', limit)

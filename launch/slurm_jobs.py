@@ -1,9 +1,7 @@
-"""Slurm's commands, asked about the jobs of a launch.
+"""What launch.slurm does with Slurm's commands: it submits the job of a launch, watches it, waits for it, cancels it.
 
-    job = slurm_jobs.submit('runs/x/launch/20261123-160501/job.sbatch')
-    status = slurm_jobs.wait(record.latest('runs/x', 'slurm'))
-
-A launch is one job or a job array; a state of the queue is asked for in fields that hold nothing a user wrote.
+A launch, as launch_record holds it, is one job or a job array. squeue is asked for fields alone that hold nothing a
+user wrote.
 """
 
 import os
@@ -13,7 +11,7 @@ import subprocess
 import sys
 import time
 
-from launch import command, entry
+from launch import command, entry, launch_record
 
 _FIELDS = ('JobArrayID', 'State', 'Reason', 'exit_code', 'RestartCnt', 'TimeUsed', 'NodeList')
 _POLL = 1.0  # seconds between questions to the controller, doubled up to
@@ -22,9 +20,16 @@ _NOT_OVER = {'PENDING', 'RUNNING', 'CONFIGURING', 'COMPLETING', 'SUSPENDED', 'RE
 _NOT_OVER |= {'REQUEUE_FED', 'RESIZING', 'SIGNALING', 'STAGE_OUT', 'SPECIAL_EXIT'}
 
 
-def submit(script: os.PathLike) -> str:
-    """The job's id. Raises UserError BAD_CONFIG with sbatch's own words if it refuses."""
-    _need('sbatch')
+def submit(script: os.PathLike[str]) -> str:
+    """Submits a job script.
+
+    Returns:
+      The job's id.
+
+    Raises:
+      UserError: BAD_CONFIG with sbatch's own words if it refuses, MISSING_INPUT if there is no Slurm on this host.
+    """
+    _check_installed('sbatch')
     done = subprocess.run(['sbatch', '--parsable', os.fspath(script)], capture_output=True, text=True)
     if done.returncode:
         raise entry.UserError(entry.BAD_CONFIG, f'sbatch refuses the job: {_first_error(done.stderr)}')
@@ -48,15 +53,20 @@ def test_only(script: str) -> None:
 
 
 def logs(workdir: str, points: int) -> list[str]:
-    """The log files of a launch: one, or one for each point of a sweep."""
+    """Returns the log files of a launch: one, or one for each of the `points` of a sweep."""
     if not points:
         return [os.path.join(workdir, 'slurm.log')]
     return [os.path.join(workdir, f'slurm-{number}.log') for number in range(points)]
 
 
-def states(launch: dict) -> list[dict[str, str]]:
-    """What Slurm knows of a launch's jobs, one dict of _FIELDS for each; empty once it has forgotten them."""
-    _need('squeue')
+def states(launch: launch_record.Launch) -> list[dict[str, str]]:
+    """Asks Slurm for the state of a launch's jobs.
+
+    Returns:
+      One dict for each job, with the fields JobArrayID, State, Reason, exit_code, RestartCnt, TimeUsed and NodeList;
+      none once Slurm has forgotten them.
+    """
+    _check_installed('squeue')
     fields = ','.join(f'{name}:|' for name in _FIELDS)
     words = ['squeue', '--noheader', '--array', '--states=all', f'--jobs={launch["job"]}', f'--Format={fields}']
     listed = subprocess.run(words, capture_output=True, text=True)
@@ -72,15 +82,15 @@ def _array_index(identity: str) -> int:
     return int(index) if index.isdigit() else -1
 
 
-def active(launch: dict) -> bool:
-    """Whether any job of the launch is yet to end."""
+def active(launch: launch_record.Launch) -> bool:
+    """Returns whether any job of the launch is yet to end."""
     return any(row['State'] in _NOT_OVER for row in states(launch))
 
 
-def exit_statuses(launch: dict) -> list[int | None]:
-    """Exit status of each run; None for one that is not over.
+def exit_statuses(launch: launch_record.Launch) -> list[int | None]:
+    """Returns the exit status of each run; None for one that is not over.
 
-    Slurm forgets a job some minutes after its end; then what the job itself left in the workdir is asked.
+    Slurm forgets a job some minutes after its end; then the file counts that the job itself has left in the workdir.
     """
     rows = {_array_index(row['JobArrayID']): row for row in states(launch)}
     statuses = []
@@ -108,8 +118,8 @@ def _exit_status(row: dict[str, str]) -> int:
     return entry.STOPPED if row['State'] == 'CANCELLED' else entry.PEER_LOST
 
 
-def print_status(launch: dict) -> int:
-    """One line per job, and where to read more."""
+def print_status(launch: launch_record.Launch) -> int:
+    """Prints one line per job, and where to read more."""
     rows = states(launch)
     for row in rows:
         over = row['State'] not in _NOT_OVER
@@ -125,9 +135,9 @@ def print_status(launch: dict) -> int:
     return entry.OK
 
 
-def cancel(launch: dict) -> int:
+def cancel(launch: launch_record.Launch) -> int:
     """Ends the launch's jobs. Slurm sends SIGTERM first: a run saves a checkpoint and is not requeued."""
-    _need('scancel')
+    _check_installed('scancel')
     if not active(launch):
         print(f'job {launch["job"]} is over already')
         return entry.OK
@@ -138,19 +148,19 @@ def cancel(launch: dict) -> int:
     return entry.OK
 
 
-def wait(launch: dict) -> int:
-    """The exit status of the launch's jobs, once all are over; requeued ones are not."""
+def wait(launch: launch_record.Launch) -> int:
+    """Waits until all jobs of a launch are over, which requeued ones are not, and returns their exit status."""
     pause = _POLL
     while None in (statuses := exit_statuses(launch)):
         time.sleep(pause)
         pause = min(1.2 * pause, _POLL_MOST)
-    return command.overall_status(statuses)
+    return command.overall_status([status for status in statuses if status is not None])
 
 
-def follow(launch: dict) -> int:
+def follow(launch: launch_record.Launch) -> int:
     """Prints the launch's logs as they grow until its jobs are over, and returns their exit status.
 
-    Lines of a sweep are prefixed by the point's number. What the jobs wait for goes to stderr.
+    Lines of a sweep begin with the point's number. What the jobs wait for goes to stderr.
     """
     places, rests = list(launch['log_starts']), [b''] * len(launch['logs'])
     waiting_before = None
@@ -175,11 +185,11 @@ def follow(launch: dict) -> int:
                 sys.stdout.buffer.write(prefix + lines.replace(b'\n', b'\n' + prefix) + newline)
                 sys.stdout.buffer.flush()
         if over:
-            return command.overall_status(statuses)
+            return command.overall_status([status for status in statuses if status is not None])
         time.sleep(_POLL)
 
 
-def _need(program: str) -> None:
+def _check_installed(program: str) -> None:
     if not shutil.which(program):
         raise entry.UserError(
             entry.MISSING_INPUT, f'{program}: not on this host. Run this where Slurm is, e.g. on a login node.'

@@ -1,6 +1,9 @@
 """Templates filled in so that no value can break out of its place.
 
-    rendering.render('launch/templates/job.sbatch', command=['python', '-m', 'unet.main'], ...)
+    from launch import templates
+
+    templates.shell(['rm', 'a file'])  # rm 'a file'
+    templates.to_yaml({'answer': 'no'})  # {"answer": "no"}
 
 Templates are jinja2 with two filters: `shell` quotes a string, or each of a list, for bash; `yaml` writes any value as
 YAML on one line. A variable that a template names and nobody gives is an error.
@@ -11,6 +14,7 @@ import os
 import pathlib
 import re
 import shlex
+from collections.abc import Mapping
 
 import jinja2
 import yaml
@@ -20,8 +24,16 @@ from launch import entry
 TEMPLATES = pathlib.Path(__file__).parent / 'templates'
 
 
-def render(template: str | os.PathLike, **values) -> str:
-    """Raises UserError MISSING_INPUT if there is no such template, BAD_USAGE if it cannot be filled in."""
+def render(template: str | os.PathLike[str], variables: Mapping[str, object]) -> str:
+    """Fills in a template.
+
+    Args:
+      template: its file, which may include others from its own folder and from launch/templates.
+      variables: value of each variable in it.
+
+    Raises:
+      UserError: MISSING_INPUT if there is no such template, BAD_USAGE if it cannot be filled in.
+    """
     template = pathlib.Path(template)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader([template.parent, TEMPLATES]),
@@ -39,14 +51,15 @@ def render(template: str | os.PathLike, **values) -> str:
             f'--template={template}: {error.strerror}. Those that come with the launchers are in {TEMPLATES}.',
         ) from error
     try:
-        return environment.from_string(text).render(**values)
+        return environment.from_string(text).render(variables)
     except jinja2.TemplateError as error:
-        line = f' line {error.lineno}' if getattr(error, 'lineno', None) else ''
+        number = getattr(error, 'lineno', None)
+        line = f' line {number}' if number else ''
         raise entry.UserError(entry.BAD_USAGE, f'--template={template}:{line} {error.message}') from error
 
 
 def shell(value: str | list[str] | tuple[str, ...]) -> str:
-    """Quotes one word, or several with spaces between them, for bash.
+    """Quotes one word for bash, or several, which it joins by spaces.
 
     Control characters are written as escapes, so that a value never spans lines: sbatch refuses a script with carriage
     returns, and would take a line that starts with #SBATCH for its own.
@@ -67,7 +80,7 @@ _Quoting.add_representer(str, lambda dumper, text: dumper.represent_scalar('tag:
 
 
 def to_yaml(value: object) -> str:
-    """On one line, in flow style."""
+    """Writes a value as YAML on one line, in flow style."""
     value = json.loads(json.dumps(value))  # tuples become lists, and nothing is an alias of anything
     text = yaml.dump(value, Dumper=_Quoting, default_flow_style=True, width=float('inf'), sort_keys=False)
     return text.removesuffix('\n').removesuffix('\n...')
