@@ -133,14 +133,9 @@ def _later_start(found: dict) -> float:
     return max(last - first for first, last in starts)
 
 
-def _counting(found: dict) -> float | None:
-    """How many times our time the official compiled part takes, where that is least."""
-    times = [
-        figures['official compiled'] / figures['ours'] if 'official compiled' in figures else None
-        for figures in found.values()
-        if isinstance(figures, dict)
-    ]
-    return None if None in times else min(times)
+def _counting(found: dict) -> float:
+    """Our milliseconds of CPU time per image, on the predictions that take longest."""
+    return max(figures['ours'] for figures in found.values() if isinstance(figures, dict))
 
 
 _AIMS = (
@@ -203,10 +198,10 @@ _AIMS = (
         lambda found: max(max(case['ratio'], 1 / case['ratio']) for case in found.values()),
         at_most=True,
     ),
-    Aim('counting, CPU time of the official compiled part / ours', 2, 'counting', _counting),
+    Aim('counting, milliseconds of CPU time per image', 8, 'counting', _counting, at_most=True),
     Aim(
         'converter / TFDS builder, images per second of building',
-        5,
+        3,
         'converter',
         lambda found: statistics.median(found['building']['ratios']),
     ),

@@ -1,4 +1,4 @@
-"""A whole build: scan the source, plan the shards, have them written, judge what they found, finish the folder."""
+"""A whole build: scans the source, plans the shards, has them written, checks what they found, finishes the folder."""
 
 import hashlib
 import time
@@ -12,7 +12,7 @@ from data_prep import build_state, cityscapes_layout, images, labels, metadata, 
 
 def build(
     settings: shards.Settings,
-    run: Callable[[list[shards.Shard]], None],
+    write_shards: Callable[[list[shards.Shard]], None],
     annotations: str = cityscapes_layout.FINE,
     folders: tuple[str, ...] = tuple(cityscapes_layout.SPLITS),
     seed: int = 2019,
@@ -21,7 +21,7 @@ def build(
 
     Args:
       settings: where from, where to, and how.
-      run: writes a list of shards, see engines.py.
+      write_shards: writes a list of shards, see executors.py.
       annotations: 'gtFine' or 'gtCoarse'.
       folders: the split folders to read.
       seed: of the order of the examples.
@@ -35,7 +35,7 @@ def build(
     for warning in found.warnings:
         print(f'Note: {warning}')
     if not settings.skip_bad:
-        cityscapes_layout.report(settings.source, found.problems)
+        cityscapes_layout.raise_problems(settings.source, found.problems)
     plan = shards.plan(found.pairs, seed)
     used_flags = describe_flags(settings, annotations, seed)
     source = {'images': len(found.pairs), 'sha256': cityscapes_layout.digest(found.pairs)}
@@ -49,9 +49,9 @@ def build(
         if len(todo) < total:
             print(f'Going on: {total - len(todo)} of {total} shards are there.', flush=True)
         if todo:
-            run(todo)
+            write_shards(todo)
         splits = {name: [build_state.read_note(data_dir, shard) for shard in part] for name, part in plan.items()}
-        skipped = found.problems + _judge(splits, settings)
+        skipped = found.problems + _check_notes(splits, settings)
         manifest = metadata.write(data_dir, settings.table, splits, used_flags, source, skipped)
         build_state.close(data_dir)
     _print_summary(manifest, settings, sum(len(shard.pairs) for shard in todo), time.monotonic() - started)
@@ -72,8 +72,8 @@ def describe_flags(settings: shards.Settings, annotations: str, seed: int) -> di
     }
 
 
-def _judge(splits: dict[str, list[dict]], settings: shards.Settings) -> list[str]:
-    """Says what the shards' notes have found; returns the problems, which are those of the pairs left out.
+def _check_notes(splits: dict[str, list[dict]], settings: shards.Settings) -> list[str]:
+    """Prints what is worth knowing of the shards' notes; returns the problems, which are those of the pairs left out.
 
     Raises:
       UserError: BAD_DATA if there are problems and they are not to be skipped, or no labels in a whole split.
@@ -92,13 +92,13 @@ def _judge(splits: dict[str, list[dict]], settings: shards.Settings) -> list[str
                 'of a test set? Copy the real labels, or leave the split out with --splits.'
             )
             if settings.skip_bad:
-                cityscapes_layout.report(settings.source, problems)
+                cityscapes_layout.raise_problems(settings.source, problems)
         elif void:
             print(f'Note: {len(void):,} label file(s) of {name} are void everywhere, the first: {void[0]}')
         if not count:
-            cityscapes_layout.report(settings.source, [f'{name}: none of its pairs can be used.', *problems])
+            cityscapes_layout.raise_problems(settings.source, [f'{name}: none of its pairs can be used.', *problems])
     if not settings.skip_bad:
-        cityscapes_layout.report(settings.source, problems)
+        cityscapes_layout.raise_problems(settings.source, problems)
     return problems
 
 

@@ -1,4 +1,4 @@
-"""A build while it is under way: what it is to become, what is finished, and who is at it.
+"""The state of an unfinished build: what it is to become, what is finished, and which process works on it.
 
 Until the dataset is complete its folder holds `building/`: `plan.json` (the flags that shape the records), `lock`, and
 a note per shard (see `shards.write_shard`), which is there before the shard gets its final name. So at any moment a

@@ -74,13 +74,13 @@ def main() -> None:
         skip_bad=_SKIP_BAD.value,
     )
 
-    def run(todo: list[shards.Shard]) -> None:
+    def write_shards(todo: list[shards.Shard]) -> None:
         if _ENGINE.value == 'beam':
             executors.run_beam(todo, settings, _BEAM_ARGS.value)
         else:
             executors.run_local(todo, settings, min(_WORKERS.value, len(todo)))
 
-    build.build(settings, run, _ANNOTATIONS.value, tuple(_SPLITS.value), _SEED.value)
+    build.build(settings, write_shards, _ANNOTATIONS.value, tuple(_SPLITS.value), _SEED.value)
 
 
 if __name__ == '__main__':

@@ -4,7 +4,7 @@
     gtFine/<split>/<city>/<stem>_gtFine_labelIds.png (or, without it, <stem>_gtFine_polygons.json); likewise gtCoarse
 
 The files lie in a tree, in zip files (leftImg8bit_trainvaltest.zip, gtFine_trainvaltest.zip and so on, read in place),
-or some here and some there: see files.py for what a location is.
+or some here and some there: see source_files.py for what a location is.
 """
 
 import collections
@@ -120,7 +120,7 @@ def scan(cityscapes_dir: epath.PathLike, annotations: str = FINE, folders: tuple
     return result
 
 
-def report(root: epath.PathLike, problems: list[str], outcome: str = 'nothing was finished.') -> None:
+def raise_problems(root: epath.PathLike, problems: list[str], outcome: str = 'nothing was finished.') -> None:
     """Raises UserError BAD_DATA with the first problems and the number of the rest, if there are any."""
     if problems:
         raise entry.UserError(entry.BAD_DATA, f'{root}: {len(problems)} problem(s); {outcome}\n{shorten(problems)}')

@@ -1,4 +1,4 @@
-"""Two ways to have shards written: by processes on this machine, or by Apache Beam wherever it runs."""
+"""Two executors of the work on shards: processes on this machine, or Apache Beam wherever it runs."""
 
 import concurrent.futures
 import contextlib

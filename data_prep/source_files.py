@@ -1,7 +1,7 @@
 """Reads the files of a dataset, which lie in folders or in zip files, on this machine or on remote storage.
 
-    for name, location in files.list_all(epath.Path('dataset'), ('leftImg8bit',)).items():
-        content = files.read('dataset', location)
+    for name, location in source_files.list_all(epath.Path('dataset'), ('leftImg8bit',)).items():
+        content = source_files.read('dataset', location)
 
 A file has a *name*, such as leftImg8bit/train/ulm/ulm_000000_000019_leftImg8bit.png, and a *location* below the
 dataset's folder: the name itself, or `<zip file>!<name>`.

@@ -2,9 +2,9 @@
 
     python -m data_prep.synthesize --cityscapes_dir=dataset --train_images=320 --val_images=60 --size=512x1024
 
-Each scene is drawn from random street geometry (data_prep/street.py) and written as leftImg8bit/<split>/<city>/*.png
-with its gtFine label ids and instance ids. The cities of train and val differ. The same seed gives the same bytes
-whatever the number of cores, and a scene does not depend on how many others are written.
+Each scene is drawn from random street geometry (data_prep/synthetic_scene.py) and written as
+leftImg8bit/<split>/<city>/*.png with its gtFine label ids and instance ids. The cities of train and val differ. The
+same seed gives the same bytes whatever the number of cores, and a scene does not depend on how many others are written.
 """
 
 import concurrent.futures

@@ -48,13 +48,13 @@ def check(data_dir: epath.PathLike, source: str | None, workers: int) -> dict | 
     """
     data_dir = records.check_complete(data_dir)
     manifest = read_intact_manifest(data_dir)
-    cityscapes_layout.report(
+    cityscapes_layout.raise_problems(
         data_dir, records.check_files(data_dir, manifest) if manifest else [], 'nothing more was read.'
     )
     pairs, problems = (None, []) if source is None else find_pairs(data_dir, manifest, source)
     settings = _settings(data_dir, manifest, source)
     problems += verify(data_dir, manifest, settings, pairs, workers)
-    cityscapes_layout.report(data_dir, problems, 'the records are not to be trusted.')
+    cityscapes_layout.raise_problems(data_dir, problems, 'the records are not to be trusted.')
     return manifest
 
 

@@ -7,7 +7,7 @@ import zipfile
 
 import numpy as np
 
-from data_prep import build as conversion
+from data_prep import build as data_build
 from data_prep import images, labels, shards
 from tests import tiny
 
@@ -56,11 +56,11 @@ def build_here(source, data_dir, **changes) -> None:
     values = {'table': labels.CITYSCAPES, 'encoding': images.Encoding(), 'skip_bad': False} | changes
     settings = shards.Settings(str(source), str(data_dir), **values)
 
-    def run(todo):
+    def write_shards(todo):
         for shard in todo:
             shards.write_shard(shard, settings)
 
-    conversion.build(settings, run)
+    data_build.build(settings, write_shards)
 
 
 def contents(folder: pathlib.Path) -> dict[str, bytes]:

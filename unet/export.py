@@ -70,7 +70,7 @@ def main() -> None:
         )
     split = records.read_split(_DATA_DIR.value, _SPLIT.value)
     calibration = records.read_split(_DATA_DIR.value, _CALIBRATION_SPLIT.value) if 'int8' in _WANTED.value else None
-    images = [samples.read(split, number)[0] for number in samples.spread(split, _CHECK_IMAGES.value)]
+    images = [samples.read(split, number)[0] for number in samples.evenly_spaced(split, _CHECK_IMAGES.value)]
     size = size or samples.most_frequent_size(split)
     output = pathlib.Path(_OUTPUT_DIR.value or os.path.join(_WORKDIR.value, 'export'))
     output.mkdir(parents=True, exist_ok=True)
@@ -85,7 +85,7 @@ def main() -> None:
         )
 
     def calibration_images(advance: Callable[[int], None]) -> Iterator[np.ndarray]:
-        for number in samples.spread(calibration, _CALIBRATION_IMAGES.value):
+        for number in samples.evenly_spaced(calibration, _CALIBRATION_IMAGES.value):
             yield samples.resized(samples.read(calibration, number)[0], size, smooth=True)
             advance(1)
 

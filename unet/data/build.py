@@ -1,4 +1,4 @@
-"""Config and records -> batches."""
+"""Makes the batches that a config asks for from a record folder."""
 
 import os
 import tempfile
@@ -22,7 +22,7 @@ def dropout_channels(config: ConfigDict) -> int:
 
 
 def example_maker(config: ConfigDict, reader: input_pipeline.Reader) -> Callable[[int], tuple[np.ndarray, ...]]:
-    """What makes the training example at a position, see `input_pipeline.example_maker`.
+    """Makes the function that makes the training example at a position, see `input_pipeline.example_maker`.
 
     Raises:
       UserError: MISSING_INPUT if the folder for a cache on disk is not there, NO_STORAGE if the cache has no room.
@@ -56,7 +56,7 @@ def train_batches(
     first: int,
     last: int | None = None,
 ) -> tf.data.Dataset:
-    """The training batches from `first` on, see `input_pipeline.train_batches`.
+    """Makes the training batches from `first` on, see `input_pipeline.train_batches`.
 
     Raises:
       UserError: as `example_maker`.
@@ -80,7 +80,7 @@ def distributed_batches(
     *,
     first_step: int,
 ) -> tf.data.Dataset:
-    """The run's batches from `first_step` on, each replica's share by itself."""
+    """Makes the run's batches from `first_step` on, each replica's share by itself."""
     replicas = strategy.num_replicas_in_sync
     local = replicas // workers.count  # a process's replicas take consecutive batches of its dataset
 

@@ -1,9 +1,9 @@
 """Keeps decoded examples, in memory or on this host's disk, whatever the order they are asked for.
 
     load = cache.on_disk(load, shapes, folder='/scratch')
-    image, label = load(17)  # decoded the first time, read the second
+    image, label = load(17)     # decoded the first time, read back the second
 
-Each process keeps its own. The file on disk has no name: it is gone when the process ends, however it ends.
+Each process keeps its own copies. The file on disk has no name: it is gone when the process ends, however it ends.
 """
 
 import errno
@@ -23,21 +23,24 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def in_memory(load: Load) -> Load:
-    kept: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+    """Makes of `load` a function that keeps in memory what it returns."""
+    examples: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def cached(example: int) -> tuple[np.ndarray, np.ndarray]:
-        if example not in kept:
-            kept[example] = load(example)
-        return kept[example]
+        if example not in examples:
+            examples[example] = load(example)
+        return examples[example]
 
     return cached
 
 
 def on_disk(load: Load, shapes: np.ndarray, folder: str) -> Load:
-    """Keeps them in a nameless file, whose space is reserved at once so that no run fails for it later.
+    """Makes of `load` a function that keeps what it returns in a nameless file on disk.
+
+    The file's space is reserved at once, so that no run fails for it later.
 
     Args:
-      load: what to keep, see `Load`.
+      load: decodes an example, see `Load`.
       shapes: int [examples, 2], height and width of what it returns.
       folder: on a local disk.
 
@@ -61,18 +64,18 @@ def on_disk(load: Load, shapes: np.ndarray, folder: str) -> Load:
             f'{folder}: config.data.cache=disk needs {total / 1e9:,.1f} GB for {len(shapes):,} examples; {why}. '
             "Set TMPDIR to a local disk that holds them, or config.data.cache='none'.",
         ) from error
-    there = np.zeros(len(shapes), bool)
+    written = np.zeros(len(shapes), bool)
 
     def cached(example: int) -> tuple[np.ndarray, np.ndarray]:
         first, last = int(ends[example] - sizes[example]), int(ends[example])
-        if not there[example]:
+        if not written[example]:
             image, label = load(example)
             for part in (image, label):
                 view = memoryview(np.ascontiguousarray(part)).cast('B')
                 while view:
                     done = os.pwrite(file.fileno(), view, first)
                     view, first = view[done:], first + done
-            there[example] = True  # after the last byte: other threads read what is there
+            written[example] = True  # after the last byte: other threads read what is written
             return image, label
         height, width = shapes[example].tolist()
         pixels = np.empty(last - first, np.uint8)

@@ -1,4 +1,4 @@
-"""Records -> batches of uint8 images and labels, every example a function of (seed, position) alone.
+"""Makes batches of uint8 images and labels from records, every example a function of (seed, position) alone.
 
     reader = input_pipeline.Reader(split)
     make_example = input_pipeline.example_maker(

@@ -1,10 +1,11 @@
-"""Files, folders, globs and videos -> images in order.
+"""Reads images, in order, from files, folders, globs and videos.
 
-    sources = frames.find(['photos', 'drive.mp4', 'more/*.jpg'], leave_out=[pathlib.Path('predictions/colors')])
-    for name, image in frames.read(sources, problems):     # 'ulm/ulm_1', uint8 [h, w, 3]; 'drive/000000', ...
-        ...
+    sources = media.find(['photos', 'drive.mp4', 'more/*.jpg'], leave_out=[pathlib.Path('predictions/colors')])
+    problems = []
+    for name, image in media.read(sources, problems):
+        ...     # 'ulm/ulm_1', uint8 [h, w, 3]; 'drive/000000', ...
 
-What cannot be read is noted in `problems` and passed over, so that one bad file does not cost the rest.
+What cannot be read is passed over and named in `problems`, so that one bad file does not cost the rest.
 """
 
 import collections

@@ -1,7 +1,7 @@
-"""A few examples of a split, decoded, for looking at and comparing with.
+"""A few decoded examples of a split, for pictures, calibration and comparisons.
 
-for number in examples.spread(split, 8):
-    image, truth = examples.read(split, number)
+for number in samples.evenly_spaced(split, 8):
+    image, label_ids = samples.read(split, number)
 """
 
 import io
@@ -12,27 +12,27 @@ from PIL import Image
 from data_prep import records
 
 
-def spread(split: records.Split, count: int) -> list[int]:
-    """Up to `count` example numbers, evenly over the split."""
+def evenly_spaced(split: records.Split, count: int) -> list[int]:
+    """The numbers of up to `count` examples, at even distances over the split."""
     return np.linspace(0, len(split) - 1, min(count, len(split))).astype(int).tolist()
 
 
 def read(split: records.Split, number: int) -> tuple[np.ndarray, np.ndarray]:
-    """Image uint8 [h, w, 3] and label ids uint8 [h, w]."""
+    """Reads and decodes an example: image uint8 [h, w, 3] and label ids uint8 [h, w]."""
     features = records.read_example(split, number)
     image = np.asarray(Image.open(io.BytesIO(features['image_left'])).convert('RGB'))
     return image, np.asarray(Image.open(io.BytesIO(features['segmentation_label'])))
 
 
 def most_frequent_size(split: records.Split) -> tuple[int, int]:
-    """Height and width that most images of a split have."""
+    """The height and width that most images of a split have."""
     sizes, counts = np.unique(np.stack([split.height, split.width], 1), axis=0, return_counts=True)
     height, width = sizes[counts.argmax()].tolist()
     return height, width
 
 
 def resized(picture: np.ndarray, size: tuple[int, int], *, smooth: bool) -> np.ndarray:
-    """uint8 [h, w, ...] at another size (height, width): averaged for images, or the nearest pixel for label ids."""
+    """Brings uint8 [h, w, ...] to another size (height, width): by averages for images, else by the nearest pixel."""
     if picture.shape[:2] == tuple(size):
         return picture
     method = Image.Resampling.BOX if smooth and picture.shape[0] > size[0] else Image.Resampling.BILINEAR

@@ -79,7 +79,7 @@ def score_images(
     size = labels.num_ids(table)
     total = np.zeros([size, size], np.int64)
     scores = {}
-    for number in samples.spread(split, most):
+    for number in samples.evenly_spaced(split, most):
         image, truth = samples.read(split, number)
         confusion = metrics.count_pairs(truth, predict(image), size)[:-1].reshape(size, size)
         scores[split.image_ids[number]] = metrics.scores(confusion, table)['eval/miou']
