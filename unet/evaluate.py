@@ -47,14 +47,16 @@ _CITYSCAPES_DIR = flags.DEFINE_string(
 _WINDOW = flags.DEFINE_string(
     'window',
     None,
-    'Height x width in pixels, e.g. 512x1024: look at the image through overlapping windows of this size, blended at '
-    'the seams. An unpadded network always does; this is then the size of its input.',
+    'Height x width in pixels, e.g. 512x1024: predict by a sliding window of this size, blended at the seams. An '
+    'unpadded model always predicts by tiles; this is then the size of its input.',
 )
 _OVERLAP = flags.DEFINE_float(
-    'overlap', 0.25, 'Least share of a window that the next one covers again.', lower_bound=0, upper_bound=0.75
+    'overlap', 0.25, 'Least share of a window that the next one overlaps.', lower_bound=0, upper_bound=0.75
 )
-_SCALES = flags.DEFINE_list('scales', ['1'], 'Look at the image in each of these sizes, 1 being its own: mean counts.')
-_FLIP = flags.DEFINE_bool('flip', False, 'Look at the image mirrored left to right too; the mean counts.')
+_SCALES = flags.DEFINE_list(
+    'scales', ['1'], 'Test-time augmentation: average the predictions at these sizes of the image, 1 being its own.'
+)
+_FLIP = flags.DEFINE_bool('flip', False, 'Test-time augmentation: average with predictions of the mirrored image.')
 _SUBMISSION_DIR = flags.DEFINE_string('submission_dir', None, 'Folder for the files for the benchmark server.')
 
 
@@ -71,10 +73,10 @@ def main() -> None:
         from unet.training import workdir
 
     config = workdir.read_config(_WORKDIR.value)
-    looks = {'scales': scales, 'flip': _FLIP.value}
+    window = (0, 0)
     if _WINDOW.value:
         window = options.parse_window(_WINDOW.value, config.model.depth, config.model.padding)
-        looks |= {'tile': window} if config.model.padding == 'valid' else {'window': window, 'overlap': _OVERLAP.value}
+    inference = options.InferenceOptions(window, _OVERLAP.value, scales, _FLIP.value)
     split = records.read_split(_DATA_DIR.value, _SPLIT.value or ('test' if _SUBMISSION_DIR.value else 'validation'))
     scored = not _SUBMISSION_DIR.value or bool(split.labelled.all())
     if scored:
@@ -86,7 +88,7 @@ def main() -> None:
         instance_files = instance_iou.find(_CITYSCAPES_DIR.value, split.image_ids)
     with shutdown.StopRequest(config.runtime.grace_seconds) as stop:
         try:
-            _evaluate(config, split, looks, scored, instance_files, stop)
+            _evaluate(config, split, inference, scored, instance_files, stop)
         except predict_split.Interrupted:
             raise entry.UserError(
                 entry.STOPPED, 'stopped on request; nothing was scored, the same command starts over'
@@ -96,7 +98,7 @@ def main() -> None:
 def _evaluate(
     config: 'ConfigDict',
     split: 'records.Split',
-    looks: dict,
+    inference: options.InferenceOptions,
     scored: bool,
     instance_files: 'dict[str, instance_iou.File] | None',
     stop: 'shutdown.StopRequest',
@@ -106,7 +108,7 @@ def _evaluate(
     Args:
       config: the run's.
       split: the images to predict.
-      looks: options of the prediction, see `inference/build.predictor`.
+      inference: the sliding window and test-time augmentation.
       scored: whether to compare with the labels of the split.
       instance_files: each image's, of `instance_iou.find`; None: instances are not scored.
       stop: becomes true when the program is to stop.
@@ -129,7 +131,7 @@ def _evaluate(
     ) as joined:
         group, strategy, stall = joined.group, joined.strategy, joined.stall
         with strategy.scope():
-            config, table, network, path = restore.trained(_WORKDIR.value, _CHECKPOINT.value)
+            config, table, model, path = restore.trained(_WORKDIR.value, _CHECKPOINT.value)
         group.check_equal('the checkpoint', path, 'the workdir must be on a filesystem that all hosts share')
         if instance_files:
             instance_iou.check_classes(table)
@@ -137,10 +139,10 @@ def _evaluate(
         compiled = inference_build.jit_predictions(config, strategy.num_replicas_in_sync)
         found = predict_split.predictions(
             strategy,
-            inference_build.predictor(config, network, table, **looks, jit_windows=compiled),
+            inference_build.predictor(config, model, table, inference, jit_windows=compiled),
             split,
             batch=batch,
-            jit_compile=compiled and 'window' not in looks,
+            jit_compile=compiled and not inference.slides(config.model.padding),
             stop=lambda: bool(stop),
         )
         files = submission.paths(_SUBMISSION_DIR.value, split) if _SUBMISSION_DIR.value else None
@@ -158,7 +160,7 @@ def _evaluate(
             raise entry.UserError(
                 entry.BAD_CONFIG,
                 f'a device is out of memory with {batch} images at a time ({error.message.splitlines()[0][:200]}). '
-                'Pass --batch=1, or look through windows: --window=512x1024.',
+                'Pass --batch=1, or predict by a sliding window: --window=512x1024.',
             ) from error
         except tf.errors.OpError as error:
             group.raise_if_peer_lost(error)
@@ -172,7 +174,7 @@ def _evaluate(
             if scored:
                 total = accumulator.merge(map(accumulator.from_json, shares), table)
                 result = _score(total, split, path, config.labels, table)
-                _write(result, looks)
+                _write(result, inference)
                 page.write_after(_WORKDIR.value, _DATA_DIR.value, split.name, config.eval.pictures, lambda: bool(stop))
                 _print(result)
         group.all_gather(None)  # nobody leaves before the files are written
@@ -229,7 +231,7 @@ def _score(
     return _Scored(split.name, checkpoint, learnt, table, counts, confusion, scores)
 
 
-def _write(scored: _Scored, looks: dict) -> None:
+def _write(scored: _Scored, inference: options.InferenceOptions) -> None:
     """Writes evaluate-<split>.json and confusion-<split>.png into the workdir."""
     from data_prep import labels
     from launch import files
@@ -241,7 +243,7 @@ def _write(scored: _Scored, looks: dict) -> None:
         'data_dir': _DATA_DIR.value,
         'split': scored.split,
         'images': len(scored.counts.images),
-        'looks': looks,
+        'inference': dataclasses.asdict(inference),
         'scores': _without_nan(scored.scores),
         'scores_of_images': {image_id: _without_nan(own) for image_id, own in scored.counts.images.items()},
         'confusion': scored.confusion.tolist(),

@@ -144,7 +144,7 @@ def test_a_model_of_all_ids_is_scored_both_ways_through_windows_scales_and_mirro
     done = tiny.run(command(run, data, '--window=32x64', '--overlap=0.5', '--scales=0.5,1', '--flip', '--batch=5'))
     assert done.returncode == 0, done.stderr
     result = result_of(run)
-    assert result['looks'] == {'scales': [0.5, 1.0], 'flip': True, 'window': [32, 64], 'overlap': 0.5}
+    assert result['inference'] == {'scales': [0.5, 1.0], 'flip': True, 'window': [32, 64], 'overlap': 0.5}
     confusion = np.array(result['confusion'])
     predicted_void = confusion[:, [label.id for label in labels.CITYSCAPES if label.ignored]].sum()
     assert predicted_void > 0  # such a model may predict void, which costs by the official rules

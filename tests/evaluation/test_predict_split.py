@@ -8,6 +8,7 @@ from data_prep import records
 from launch import entry
 from tests import tiny
 from unet.evaluation import predict_split
+from unet.inference import options
 from unet.inference import predictor as inference_predictor
 from unet.models import preprocess, unet
 
@@ -18,9 +19,11 @@ def model():
     return unet.build_unet(unet.Architecture(34, width=2, depth=3))
 
 
-def predictor(model, **options):
-    settings = dict(padding='same', depth=3, tile=(60, 60), id_of_class=tf.cast(tf.range(34), tf.uint8)) | options
-    return inference_predictor.make_predictor(model, **settings)
+def predictor(model, padding='same', resize=(0, 0)):
+    logits_of = inference_predictor.make_logits(
+        model, options.WHOLE_IMAGE, padding=padding, depth=3, tile=(60, 60), resize=resize
+    )
+    return inference_predictor.make_predictor(logits_of, tf.cast(tf.range(34), tf.uint8))
 
 
 def confusion_one_by_one(predict, split):

@@ -7,7 +7,7 @@ from configs import default
 from data_prep import labels
 from tests import tiny
 from unet.inference import build as inference_build
-from unet.inference import predictor, sliding_window
+from unet.inference import options, predictor, sliding_window
 from unet.models import build as model_build
 from unet.models import unet
 
@@ -26,8 +26,9 @@ def model():
     return model
 
 
-def logits(model, **options):
-    return predictor.make_logits(model, padding='same', depth=3, tile=(60, 60), **options)
+def logits(model, *, jit_windows=False, **fields):
+    inference = options.InferenceOptions(**fields)
+    return predictor.make_logits(model, inference, padding='same', depth=3, tile=(60, 60), jit_windows=jit_windows)
 
 
 def image_of(size, seed=0):
@@ -66,37 +67,36 @@ def test_windows_cover_the_image_and_their_weights_add_up(length, window, overla
 
 def test_windows_compiled_with_xla_are_the_same(model):
     image = image_of((100, 150))
-    options = {'window': (64, 64), 'overlap': 0.25}
-    plain = tf.function(logits(model, **options))(image)
-    np.testing.assert_allclose(tf.function(logits(model, jit_windows=True, **options))(image), plain, atol=1e-4)
+    fields = {'window': (64, 64), 'overlap': 0.25}
+    plain = tf.function(logits(model, **fields))(image)
+    np.testing.assert_allclose(tf.function(logits(model, jit_windows=True, **fields))(image), plain, atol=1e-4)
 
 
-def test_looking_once_is_not_averaged(model):
-    look = logits(model)
-    assert sliding_window.averaged([look], flip=False) is look
+def test_one_prediction_is_not_averaged(model):
+    once = logits(model)
+    assert predictor.augmented([once], flip=False) is once
 
 
 def test_mean_over_scales_and_mirror_images_is_one_of_probabilities(model):
     image = image_of((50, 70))
-    looks = [logits(model, scale=scale) for scale in (0.5, 1.0, 1.5)]
-    found = tf.nn.softmax(sliding_window.averaged(looks, flip=True)(image))
+    scales = (0.5, 1.0, 1.5)
+    views = [logits(model, scales=(scale,)) for scale in scales]
+    found = tf.nn.softmax(predictor.augmented(views, flip=True)(image))
     expected = np.zeros((1, 50, 70, 7))
-    for look in looks:
-        assert look(image).shape == (1, 50, 70, 7)
-        expected += tf.nn.softmax(look(image)).numpy() / 6
-        expected += tf.nn.softmax(look(image[:, :, ::-1])).numpy()[:, :, ::-1] / 6
+    for view in views:
+        assert view(image).shape == (1, 50, 70, 7)
+        expected += tf.nn.softmax(view(image)).numpy() / 6
+        expected += tf.nn.softmax(view(image[:, :, ::-1])).numpy()[:, :, ::-1] / 6
     np.testing.assert_allclose(found, expected, atol=1e-6)
     ids = tf.constant(np.arange(7, dtype=np.uint8))
-    predict = predictor.make_predictor(
-        model, padding='same', depth=3, tile=(60, 60), id_of_class=ids, scales=(0.5, 1.0, 1.5), flip=True
-    )
+    predict = predictor.make_predictor(logits(model, scales=scales, flip=True), ids)
     np.testing.assert_array_equal(predict(image), expected.argmax(-1))
 
 
 def test_flipping_makes_predictions_of_mirror_images_mirror_images(model):
     """The model alone is not symmetric; the mean is."""
     image = image_of((48, 64))
-    both = sliding_window.averaged([logits(model)], flip=True)
+    both = logits(model, flip=True)
     np.testing.assert_allclose(both(image[:, :, ::-1])[:, :, ::-1], both(image), atol=1e-5)
     alone = logits(model)
     assert np.abs(alone(image[:, :, ::-1])[:, :, ::-1] - alone(image)).max() > 1e-3
@@ -110,6 +110,6 @@ def test_an_unpadded_model_may_be_given_larger_tiles():
     model = model_build.build_model(config, labels.CITYSCAPES, replicas=1)
     image = image_of((90, 130))
     usual = inference_build.predictor(config, model, labels.CITYSCAPES)(image)
-    larger = inference_build.predictor(config, model, labels.CITYSCAPES, tile=(100, 76))(image)
+    larger = inference_build.predictor(config, model, labels.CITYSCAPES, options.InferenceOptions((100, 76)))(image)
     assert len(np.unique(usual)) > 1
     assert np.mean(usual != larger) < 1e-3  # rounding

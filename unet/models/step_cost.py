@@ -163,12 +163,13 @@ def _activations(model: keras.Model) -> tuple[int, int]:
             kept += sum(map(_elements, layer.part.layers))
         else:
             stage, rest = layer.recomputation.recomputed, layer.recomputation.kept
-            outputs = sum(math.prod(output.shape[1:]) for output in stage.outputs)
-            kept += outputs
-            recomputed = max(recomputed, sum(map(_elements, stage.layers)) - outputs)
+            outputs = [math.prod(output.shape[1:]) for output in stage.outputs]
+            kept += sum(outputs)
+            recomputed = max(recomputed, sum(map(_elements, stage.layers)) - sum(outputs))
             if rest:  # of the last level: the backward pass is done with it before anything is recomputed
-                freed = sum(map(_elements, rest.layers)) + outputs
-                kept += freed - outputs
+                second_half = sum(map(_elements, rest.layers))
+                kept += second_half
+                freed = second_half + outputs[0]  # a second output leaves its gradient behind
     return kept, max(0, recomputed - freed)
 
 

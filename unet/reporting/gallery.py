@@ -17,6 +17,7 @@ from data_prep import labels, records
 from unet.data import samples
 from unet.evaluation import metrics
 from unet.inference import build as inference_build
+from unet.inference import options
 from unet.training import restore
 
 _SHOWN_WIDTH = 480  # pixels of a picture in a report
@@ -44,16 +45,16 @@ class Picture:
     errors: list[np.ndarray]
 
 
-def predictor(workdir: str, which: str, **looks: object) -> Callable[[np.ndarray], np.ndarray]:
+def predictor(workdir: str, which: str, inference: options.InferenceOptions) -> Callable[[np.ndarray], np.ndarray]:
     """A function of one image, uint8 [h, w, 3] -> label ids uint8 [h, w].
 
     Args:
       workdir: the folder of the run.
       which: the checkpoint, see `restore.trained`.
-      **looks: how the network looks at an image, see `inference/build.predictor`.
+      inference: the sliding window and test-time augmentation.
     """
     config, table, model, _ = restore.trained(workdir, which)
-    predict = tf.function(inference_build.predictor(config, model, table, **looks), reduce_retracing=True)
+    predict = tf.function(inference_build.predictor(config, model, table, inference), reduce_retracing=True)
     return lambda image: predict(tf.constant(image[None])).numpy()[0]
 
 

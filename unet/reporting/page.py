@@ -23,6 +23,7 @@ from PIL import Image
 
 from data_prep import labels, records
 from launch import entry, files
+from unet.inference import options
 from unet.models import build as model_build
 from unet.reporting import gallery, runs, sections
 
@@ -141,8 +142,7 @@ def _best_and_worst(
     if not usable or not count:
         return [], []
     predicts = [
-        gallery.predictor(str(run.folder), run.checkpoint, **(run.evaluation['looks'] if run.evaluation else {}))
-        for run in shown
+        gallery.predictor(str(run.folder), run.checkpoint, options.of_evaluation(run.evaluation or {})) for run in shown
     ]
     for run, predict in zip(shown, predicts, strict=True):
         if run.evaluation:
