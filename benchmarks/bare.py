@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from data_prep import labels
 from unet.data import build as data_build
-from unet.diagnostics import throughput
+from unet.diagnostics import parts
 from unet.models import build as model_build
 from unet.training import build as training_build
 
@@ -34,7 +34,7 @@ def training_steps(config: ConfigDict, strategy: tf.distribute.Strategy, steps: 
         model = model_build.build_model(config, labels.CITYSCAPES, replicas=1)
         state = training_build.train_state(config, model)
     train_steps = training_build.train_steps(config, model, state, labels.CITYSCAPES, strategy, None)
-    batches = data_build.iterate(throughput.same_batch_again(config, strategy))
+    batches = data_build.iterate(parts.same_batch_again(config, strategy))
 
     def take_steps():
         for _ in range(steps):

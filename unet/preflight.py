@@ -10,12 +10,20 @@ the all-reduce. On several hosts, start it as unet.main is started: it is `--mod
 import dataclasses
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from launch import entry, host
 from unet import config_flag
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+    from data_prep import records
+    from unet.diagnostics import checks
+    from unet.distributed import cluster
 
 flags.adopt_module_key_flags(config_flag)  # so that --help lists --config
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; default runs/<config name>.')
@@ -36,66 +44,88 @@ _JSON = flags.DEFINE_bool('json', False, 'Print one JSON object per check.')
 def main() -> int:
     config = config_flag.checked()
     runtime = config.runtime
-    run = _WORKDIR.value or os.path.join('runs', config_flag.name())
+    workdir = _WORKDIR.value or os.path.join('runs', config_flag.name())
 
     with host.quiet_import():
         from data_prep import records
         from unet import train
-        from unet.diagnostics import checks, selfcheck
         from unet.distributed import cluster
-        from unet.models import build as model_build
-        from unet.training import build as training_build
-        from unet.training import restore, workdir
-
-    failed = []
-
-    def tell(check: checks.Check) -> None:
-        if not check.passed:
-            failed.append(check)
-        elif _JSON.value:
-            check = dataclasses.replace(check, remedy='', status=entry.OK)
-        print(json.dumps(dataclasses.asdict(check)) if _JSON.value else check, flush=True)
-
-    def attempt(name: str, found: str, call: Callable[[], object]) -> None:
-        try:
-            call()
-            tell(checks.Check(name, True, found))
-        except entry.UserError as error:
-            tell(checks.Check(name, False, str(error), status=error.status))
 
     split = records.read_split(_DATA_DIR.value, '+'.join(config.data.train_splits))
     eval_split = records.read_split(_DATA_DIR.value, config.data.eval_split)
-    table = records.read_label_table(_DATA_DIR.value)
+    failed = []
     with cluster.join(
         virtual_devices=runtime.virtual_devices,
         peer_seconds=runtime.peer_seconds,
         stall_seconds=runtime.stall_seconds,
         equal=train.must_be_equal(config, [split, eval_split]),
     ) as joined:
-        group, strategy, stall = joined.group, joined.strategy, joined.stall
-        tell(checks.Check('workers', True, f'{joined.workers.count}, each reached by each other'))
-        tell(checks.Check('agreement', True, 'code, config and data are the same on all workers'))
-        devices = f'{strategy.num_replicas_in_sync} {"GPU" if host.visible_gpus() else "CPU"} device(s)'
-        tell(checks.Check('devices', True, f'{devices}; the driver shows {len(host.visible_gpus())} GPU(s) here'))
-        ours = list(checks.before_training(config, run, _DATA_DIR.value, split, eval_split, table, strategy))
-        for rank, theirs in enumerate(group.all_gather([dataclasses.asdict(check) for check in ours])):
-            for check in map(lambda fields: checks.Check(**fields), theirs):
-                if rank == 0 or not check.passed:
-                    tell(dataclasses.replace(check, name=f'{check.name} on {group.name(rank)}') if rank else check)
-        attempt('workdir', f'{run} may be written to', lambda: workdir.check_writable(run))
-        attempt('config of the run', 'the same, or new', lambda: workdir.compare_config(run, config))
-        class_pixels = records.class_pixels(_DATA_DIR.value, config.data.train_splits)
-        attempt('losses', 'fit the classes', lambda: training_build.losses(config, table, class_pixels))
-        if config.init_from:
-            model = model_build.build_model(config, table, replicas=1)
-            attempt('init_from', 'fits', lambda: restore.init_from(config.init_from, model))
-        tell(checks.expected_time(config, table, strategy, 1e9 * _BANDWIDTH.value, _LATENCY.value / 1000))
-        if _SELFCHECK.value:
-            for check in selfcheck.run(config, table, strategy):
-                stall.progress()
-                tell(check)
-        group.all_gather(None)
+        for check in _checks(config, workdir, split, eval_split, joined):
+            joined.stall.progress()
+            print(_line(check), flush=True)
+            if not check.passed:
+                failed.append(check)
+        joined.group.all_gather(None)
     return next((check.status for check in failed if check.status), entry.OK)
+
+
+def _checks(
+    config: 'ConfigDict',
+    workdir: str,
+    split: 'records.Split',
+    eval_split: 'records.Split',
+    joined: 'cluster.Joined',
+) -> 'Iterator[checks.Check]':
+    """Makes all checks, on all processes of the cluster together, and yields each as it is made."""
+    from data_prep import records
+    from unet.diagnostics import checks, selfcheck
+    from unet.models import build as model_build
+    from unet.training import build as training_build
+    from unet.training import restore
+    from unet.training import workdir as workdir_files
+
+    group, strategy = joined.group, joined.strategy
+    table = records.read_label_table(_DATA_DIR.value)
+    yield checks.Check('workers', True, f'{joined.workers.count}, each reached by each other')
+    yield checks.Check('agreement', True, 'code, config and data are the same on all workers')
+    devices = f'{joined.replicas} {"GPU" if host.visible_gpus() else "CPU"} device(s)'
+    yield checks.Check('devices', True, f'{devices}; the driver shows {len(host.visible_gpus())} GPU(s) here')
+    ours = checks.before_training(config, workdir, _DATA_DIR.value, split, eval_split, table, strategy)
+    for rank, theirs in enumerate(group.all_gather([dataclasses.asdict(check) for check in ours])):
+        for check in (checks.Check(**fields) for fields in theirs):
+            if rank == 0:
+                yield check
+            elif not check.passed:
+                yield dataclasses.replace(check, name=f'{check.name} on {group.name(rank)}')
+    yield _attempt('workdir', f'{workdir} may be written to', lambda: workdir_files.check_writable(workdir))
+    yield _attempt('config of the run', 'the same, or new', lambda: workdir_files.compare_config(workdir, config))
+    class_pixels = records.class_pixels(_DATA_DIR.value, config.data.train_splits)
+    yield _attempt('losses', 'fit the classes', lambda: training_build.losses(config, table, class_pixels))
+    if config.init_from:
+        model = model_build.build_model(config, table, replicas=1)
+        yield _attempt('init_from', 'fits', lambda: restore.init_from(config.init_from, model))
+    yield checks.expected_time(config, table, strategy, 1e9 * _BANDWIDTH.value, _LATENCY.value / 1000)
+    if _SELFCHECK.value:
+        yield from selfcheck.run(config, table, strategy)
+
+
+def _attempt(name: str, found: str, call: Callable[[], object]) -> 'checks.Check':
+    """The check that a call raises no UserError."""
+    from unet.diagnostics import checks
+
+    try:
+        call()
+    except entry.UserError as error:
+        return checks.Check(name, False, str(error), status=error.status)
+    return checks.Check(name, True, found)
+
+
+def _line(check: 'checks.Check') -> str:
+    if not _JSON.value:
+        return str(check)
+    if check.passed:
+        check = dataclasses.replace(check, remedy='', status=entry.OK)
+    return json.dumps(dataclasses.asdict(check))
 
 
 if __name__ == '__main__':

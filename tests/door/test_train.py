@@ -243,7 +243,7 @@ def test_mistakes_get_one_line_and_a_status(tmp_path, data_dir):
 
 
 def test_a_second_run_on_a_workdir_is_kept_out(tmp_path, data_dir):
-    command = tiny.train_command(tmp_path, data_dir)
+    command = tiny.train_command(tmp_path, data_dir, num_steps=1_000_000)  # it goes on until it is killed
     first = subprocess.Popen(command, cwd=tiny.ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not (tmp_path / 'lease.json').exists():
         time.sleep(0.05)
@@ -264,7 +264,7 @@ def test_help_answers_without_tensorflow(program):
         f'import sys, runpy\nsys.argv = ["x", "--help"]\ntry:\n  runpy.run_module("{program}", run_name="__main__")\n'
     )
     code += 'except SystemExit as e:\n  assert e.code == 0\nassert "tensorflow" not in sys.modules'
-    done = subprocess.run([sys.executable, '-c', code], cwd=tiny.ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, '-c', code], cwd=tiny.ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert '--workdir' in done.stdout
 

@@ -1,7 +1,9 @@
 """What can be known to go wrong before the first step, one line per check.
 
-for check in checks.before_training(config, run, data_dir, split, eval_split, table, strategy):
-    print(check)
+    for check in checks.before_training(config, 'runs/cityscapes', data_dir, split, eval_split, table, strategy):
+        print(check)
+
+The public functions read the config, and each check that they make takes the values that it compares.
 """
 
 import dataclasses
@@ -49,22 +51,25 @@ class Check:
 
 def before_training(
     config: ConfigDict,
-    run: str,
+    workdir: str,
     data_dir: str,
     split: records.Split,
     eval_split: records.Split,
     table: labels.Table,
     strategy: tf.distribute.Strategy,
 ) -> Iterator[Check]:
-    """Checks that every process makes for itself.
+    """Makes the checks that every process makes for itself.
 
     Args:
       config: a valid one.
-      run: the workdir.
+      workdir: the folder of the run.
       data_dir: the record folder.
       split, eval_split: what is trained on and what is scored, of that folder.
       table: its label table.
-      strategy: of the run.
+      strategy: the devices of the run.
+
+    Yields:
+      Each check as it is made.
     """
     replicas = strategy.num_replicas_in_sync
     yield _versions()
@@ -72,11 +77,17 @@ def before_training(
     yield _data(data_dir)
     yield _labelled(split, eval_split)
     yield _workers(split, cluster.place(strategy)[1])
-    yield _crop(config, split)
+    yield _crop(config.data.crop, config.data.scale, config.data.resize, split)
     yield batch(config, replicas)
     cost = model_build.estimate_cost(config, len(model_build.id_of_class(config.labels, table)))
-    yield _memory(config, cost, replicas)
-    yield _space(config, run, cost)
+    share = -(-config.global_batch // replicas)
+    yield _memory(
+        cost,
+        images=share // (config.runtime.microbatches or share),
+        available=device_memory.device_bytes(config.runtime.virtual_devices),
+    )
+    # The checkpoints that are kept, the best, and one more of each while it is written.
+    yield _space(workdir, (config.checkpoint.keep + 3) * cost.checkpoint_bytes)
 
 
 def _versions() -> Check:
@@ -132,22 +143,21 @@ def _workers(split: records.Split, workers: int) -> Check:
     )
 
 
-def _crop(config: ConfigDict, split: records.Split) -> Check:
+def _crop(crop: tuple[int, int], scale: tuple[float, float], resize: tuple[int, int], split: records.Split) -> Check:
     """The smallest part of an image that becomes a crop must fit into some image."""
-    heights, widths = (split.height, split.width) if not any(config.data.resize) else config.data.resize
+    heights, widths = resize if any(resize) else (split.height, split.width)
     tallest, widest = int(np.max(heights)), int(np.max(widths))
-    height, width = (round(side / config.data.scale[1]) for side in config.data.crop)
+    height, width = (round(side / scale[1]) for side in crop)
     return Check(
         'crop and image sizes',
         height <= tallest and width <= widest,
-        f'crops of {config.data.crop[0]}x{config.data.crop[1]} show at least {height}x{width} pixels of images of up '
-        f'to {tallest}x{widest}',
+        f'crops of {crop[0]}x{crop[1]} show at least {height}x{width} pixels of images of up to {tallest}x{widest}',
         'Every crop would be partly border: lower config.data.crop.',
     )
 
 
 def refuse(found: Iterable[Check]) -> None:
-    """Raises UserError with all that failed and stands in the way; prints what else failed."""
+    """Prints what failed and is only to be warned of. Raises UserError with all else that failed."""
     failed = [check for check in found if not check.passed]
     for check in failed:
         if check.status == entry.OK:
@@ -160,22 +170,21 @@ def refuse(found: Iterable[Check]) -> None:
 
 
 def batch(config: ConfigDict, replicas: int) -> Check:
-    """The global batch divides over the devices, and a device's share into its parts."""
+    """Checks that the global batch divides over the devices, and a device's share into its microbatches."""
     share, rest = divmod(config.global_batch, replicas)
-    parts = config.runtime.microbatches
-    multiple = replicas * max(parts, 1)
+    microbatches = config.runtime.microbatches
+    multiple = replicas * max(microbatches, 1)
     return Check(
         'global batch and devices',
-        rest == 0 and (parts == 0 or share % parts == 0),
-        f'{config.global_batch} images over {replicas} device(s) in {parts or "as many as needed"} part(s)',
+        rest == 0 and (microbatches == 0 or share % microbatches == 0),
+        f'{config.global_batch} images over {replicas} device(s) in {microbatches or "as many as needed"} '
+        'microbatch(es)',
         f'The next config.global_batch that divides is {-(-config.global_batch // multiple) * multiple}.',
     )
 
 
-def _memory(config: ConfigDict, cost: step_cost.Cost, replicas: int) -> Check:
-    available = device_memory.device_bytes(config.runtime.virtual_devices)
-    share = -(-config.global_batch // replicas)
-    images = share // (config.runtime.microbatches or share)
+def _memory(cost: step_cost.Cost, *, images: int, available: int) -> Check:
+    """A device of `available` bytes should hold a step on so many images at a time."""
     needed = step_cost.step_bytes(cost, images)
     return Check(
         'memory',
@@ -202,14 +211,21 @@ def expected_step_seconds(config: ConfigDict, num_classes: int, strategy: tf.dis
 def expected_time(
     config: ConfigDict, table: labels.Table, strategy: tf.distribute.Strategy, bytes_per_second: float, latency: float
 ) -> Check:
-    """How long the run will take, from convolutions that are timed here, and what more hosts would make of it, of
-    which each can send so much and a message takes so many seconds besides."""
+    """Expects how long the run will take from convolutions that it times, and how efficient more hosts would be.
+
+    Args:
+      config: a valid one.
+      table: the label table.
+      strategy: the devices of the run.
+      bytes_per_second: that a host can send to the others.
+      latency: seconds that each message between hosts takes besides.
+    """
     classes = len(model_build.id_of_class(config.labels, table))
     alone = expected_step_seconds(config, classes, strategy)
     cost = model_build.estimate_cost(config, classes)
     share = config.global_batch // strategy.num_replicas_in_sync
     fitting = step_cost.microbatches(cost, share, device_memory.device_bytes(config.runtime.virtual_devices))
-    parts = config.runtime.microbatches or next(fitting, share)
+    microbatches = config.runtime.microbatches or next(fitting, share)
 
     def efficiency(hosts: int) -> float:
         return step_cost.scaling_efficiency(
@@ -218,7 +234,7 @@ def expected_time(
             hosts=hosts,
             bytes_per_second=bytes_per_second,
             latency=latency,
-            microbatches=parts,
+            microbatches=microbatches,
         )
 
     seconds = alone / efficiency(cluster.place(strategy)[1])
@@ -233,13 +249,12 @@ def expected_time(
     )
 
 
-def _space(config: ConfigDict, run: str, cost: step_cost.Cost) -> Check:
-    """For the checkpoints kept, the best, and one more of each while it is written."""
-    folder = pathlib.Path(os.path.abspath(run))
+def _space(workdir: str, needed: int) -> Check:
+    """The workdir's filesystem must have so many bytes free for checkpoints."""
+    folder = pathlib.Path(os.path.abspath(workdir))
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
-    needed = (config.checkpoint.keep + 3) * cost.checkpoint_bytes
     return Check(
         'space for checkpoints',
         needed <= free,

@@ -3,9 +3,9 @@
     for check in selfcheck.run(config, table, strategy):
         print(check)
 
-A small model, otherwise as the config says, takes a few steps on random images under the strategy that training
-would use. In float64 the weights must be those that one device computes; in float16 an overflow on any one replica must
-be withheld on all of them.
+A small model, otherwise as the config says, takes a few steps on random images under the strategy that training would
+use. In float64 the weights must be those that one device computes; in float16 an overflow on any one replica must be
+withheld on all of them. What is trained are variants of the config, which are made here and go to the builders.
 """
 
 import tempfile
@@ -31,14 +31,22 @@ _EQUAL = 1e-9  # largest difference of a weight in float64
 
 
 def run(config: ConfigDict, table: labels.Table, strategy: tf.distribute.Strategy) -> Iterator[Check]:
-    """Yields one check after the other; all processes of a cluster must call it together."""
+    """Trains small models on the devices of a strategy; all processes of a cluster must call it together.
+
+    Args:
+      config: a valid one.
+      table: the label table.
+      strategy: the devices.
+
+    Yields:
+      Each check as it is made.
+    """
     config = _small(config, strategy.num_replicas_in_sync)
-    exact, alone = _with(config, precision='float64'), tf.distribute.get_strategy()
+    exact, alone = _with(config, {'precision': 'float64'}), tf.distribute.get_strategy()
     many, one = _Training(exact, table, strategy), _Training(exact, table, alone)
-    recomputed = _Training(_with(exact, runtime__recompute=True), table, strategy)
-    compiled = _Training(
-        _with(exact, runtime__jit_compile='on'), table, alone
-    )  # on one device, whose step holds no collectives
+    recomputed = _Training(_with(exact, {'runtime.recompute': True}), table, strategy)
+    # On one device, whose step holds no collectives.
+    compiled = _Training(_with(exact, {'runtime.jit_compile': 'on'}), table, alone)
     if many.replicas > 1:
         yield _equal(
             f'{many.replicas} devices train as one',
@@ -50,12 +58,13 @@ def run(config: ConfigDict, table: labels.Table, strategy: tf.distribute.Strateg
     yield _equal('recomputed activations give the same', [recomputed, many], 'Leave config.runtime.recompute=False.')
     yield _equal('the compiled step gives the same', [compiled, one], 'Set config.runtime.jit_compile=off.')
     yield _restored_goes_on_the_same(many)
-    yield from _overflows_are_withheld(_Training(_with(config, precision='float16'), table, strategy))
+    yield from _overflows_are_withheld(_Training(_with(config, {'precision': 'float16'}), table, strategy))
     if many.replicas > 1:
         yield _bandwidth(strategy)
 
 
 def _small(config: ConfigDict, replicas: int) -> ConfigDict:
+    """The config with a small model and small images, two per replica, and without what would hide a difference."""
     config = config.copy_and_resolve_references()
     config.model.width = min(config.model.width, _WIDTH)
     config.global_batch = 2 * replicas
@@ -95,7 +104,7 @@ class _Training:
         self._step = tf.function(lambda batch: strategy.run(replica_step, args=(batch, tf.constant(0.0))))
 
     def take_step(self, number: int, poisoned: int | None = None) -> dict[str, float]:
-        """Trains on batch `number`; replica `poisoned` overflows. Returns step.METRICS."""
+        """Trains on batch `number`, in which replica `poisoned` overflows, and returns step.METRICS by name."""
 
         def share(context):
             replica = context.replica_id_in_sync_group
@@ -105,11 +114,11 @@ class _Training:
         return dict(zip(step.METRICS, self._strategy.experimental_local_results(row)[0].numpy(), strict=False))
 
     def values(self) -> list[np.ndarray]:
-        """Of this process's first replica: weights, statistics, slots and means."""
+        """Weights, statistics, slots and running means of this process's first replica."""
         return [_local(variable)[0] for variable in self._variables()]
 
     def spread(self) -> float:
-        """Largest difference between this process's replicas."""
+        """The largest difference of a value between this process's replicas."""
         copies = map(_local, self._variables())
         return max(float(np.abs(value - values[0]).max()) for values in copies for value in values)
 
@@ -126,9 +135,10 @@ def _difference(one: list[np.ndarray], other: list[np.ndarray]) -> float:
     return max(float(np.abs(a.astype(np.float64) - b).max()) for a, b in zip(one, other, strict=True))
 
 
-def _with(config: ConfigDict, **fields: object) -> ConfigDict:
+def _with(config: ConfigDict, fields: dict[str, object]) -> ConfigDict:
+    """A copy of the config with other values of some fields, which are named with dots."""
     changed = config.copy_and_resolve_references()
-    changed.update_from_flattened_dict({name.replace('__', '.'): value for name, value in fields.items()})
+    changed.update_from_flattened_dict(fields)
     return changed
 
 

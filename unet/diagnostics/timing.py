@@ -1,7 +1,9 @@
-"""Times a thing done again and again.
+"""Times a call that is made again and again, whatever it does.
 
-timing = timing.measure(lambda: predict(images).numpy(), images=len(images), seconds=20)
-timing.images_per_second, timing.milliseconds(50), timing.milliseconds(90)
+    measured = timing.measure(lambda: None, images=8, seconds=0.1)
+    measured.images_per_second, measured.milliseconds(50), measured.milliseconds(90)
+
+`device_speed` times convolutions with it, and `throughput` the parts of a config.
 """
 
 import dataclasses
@@ -17,13 +19,13 @@ _WINDOWS = 5  # consecutive parts of the time whose median is the rate, so that 
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """Of calls one after the other.
+    """The times of calls that were made one after the other.
 
     Attributes:
-      images: that each call deals with.
-      seconds: float [calls], of each.
+      images: how many each call deals with.
+      seconds: float [calls], how long each took.
       waited: float [calls], seconds of each that were spent waiting for data.
-      steps: that each call takes.
+      steps: how many each call takes.
     """
 
     images: int
@@ -33,12 +35,12 @@ class Timing:
 
     @property
     def images_per_second(self) -> float:
-        """The median over parts of the time; each part counts all that happened in it."""
+        """The median over consecutive parts of the time, of each of which all calls count."""
         parts = np.array_split(self.seconds, min(_WINDOWS, len(self.seconds)))
         return float(np.median([self.images * len(part) / part.sum() for part in parts]))
 
     def milliseconds(self, percentile: float) -> float:
-        """Per step: a percentile of the calls, each of which counts as the mean of its steps."""
+        """A percentile of the milliseconds per step, for which each call counts as the mean of its steps."""
         return 1000 * float(np.percentile(self.seconds, percentile)) / self.steps
 
 
@@ -50,15 +52,15 @@ def measure(
     steps: int = 1,
     agree: Callable[[int], int] = lambda calls: calls,
 ) -> Timing:
-    """Calls for about so many seconds, after warming up.
+    """Makes a call again and again for about so many seconds, after warming up.
 
     Args:
       call: returns when its work is done, and perhaps how many seconds of it were spent waiting for data.
-      images: that a call deals with.
-      seconds: to go on for; at least a few calls are made however long they take.
-      steps: that a call takes.
-      agree: the number of calls that this process would make -> the number that all processes make, where their calls
-        depend on each other.
+      images: how many a call deals with.
+      seconds: how long to go on; at least a few calls are made however long they take.
+      steps: how many a call takes.
+      agree: takes the number of calls that this process would make and returns the number that all processes make,
+        where their calls depend on each other.
     """
     call()  # traces, compiles and fills buffers
     started = time.perf_counter()
