@@ -4,15 +4,12 @@ import json
 import os
 import sys
 
-import numpy as np
 import pytest
 
 from configs import cityscapes, default
 from data_prep import records
 from launch import entry
 from tests import tiny
-from unet.data import input_pipeline
-from unet.diagnostics import device_speed, parts, timing
 from unet.models import build as model_build
 from unet.models import step_cost
 
@@ -56,58 +53,6 @@ def test_one_core_does_not_take_the_step_for_waiting(tmp_path, data_dir):
     assert 0 <= figures['end_to_end']['waiting_for_data'] <= 1 and '% of the time waiting for data' in done.stdout
 
 
-def test_parts_leave_no_memory_behind(data_dir):
-    """Predicting takes neither the memory of a step's activations nor that of the slots of training, by the count of
-    TensorFlow's allocator. What the process itself had in use for a part does not count for the next."""
-    code = """
-import sys
-from tests import allocator
-import numpy as np
-from configs import default
-from unet.diagnostics import throughput
-config = default.get_config()
-config.global_batch, config.data.crop, config.model.width, config.model.depth = 8, (64, 64), 32, 4
-config.runtime.jit_compile = 'off'
-def note(part=None, figures=None):
-    print(allocator.peak(), allocator.current())
-    allocator.forget_peak()
-throughput.measure(config, sys.argv[1], parts=['step', 'predict'], seconds=0.1, on_progress=note)
-np.ones(2**26)
-before = throughput.peak_memory()
-throughput._forget_peak_memory()
-print(before - throughput.peak_memory())
-"""
-    done = tiny.run([sys.executable, '-c', code, str(data_dir)])
-    assert done.returncode == 0, done.stderr
-    step, predict, process = ([int(number) for number in line.split()] for line in done.stdout.splitlines())
-    assert predict[0] < step[0] / 2 and predict[1] < step[1] / 2
-    assert process[0] > 2**28  # of the array's 2**29 bytes
-
-
-def test_an_evaluation_never_runs_out_of_images(tmp_path):
-    """Of three images of two sizes: every batch of every replica is full, pass after pass."""
-    pairs = [*tiny.scenes(2), *tiny.scenes(1, (24, 32))]
-    folder = tiny.write_folder(tmp_path / 'records', train=pairs, validation=pairs)
-    split = records.read_split(folder, 'validation')
-    rounds = input_pipeline.eval_batches(parts.full_rounds(split, 2 * 4), 2, 4)
-    assert rounds.min() == 0 and np.bincount(np.bincount(rounds.ravel())).nonzero()[0].tolist() == [1]
-    code = """
-from configs import default
-from unet.diagnostics import parts, throughput
-from unet.evaluation import metrics
-import sys
-config = default.get_config()
-config.model.width, config.model.depth, config.eval.batch = 4, 3, 2
-parts._EVALUATED, counted, count = 1, [], metrics.count_pairs
-metrics.count_pairs = lambda *pair: counted.append(1) or count(*pair)
-throughput.measure(config, sys.argv[1], parts=['evaluate'], seconds=1.0)
-print(len(counted))
-"""
-    done = tiny.run([sys.executable, '-c', code, str(folder)])
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout) > 6 and int(done.stdout) % 2 == 0  # a pass has 6: each image twice
-
-
 def test_numbers_of_workers_side_by_side(tmp_path, data_dir):
     """The step alone needs no records. A device's share of the batch is the same in all."""
     flags = ['--parts=step', '--scale=1,2', '--config.global_batch=4', '--config.runtime.microbatches=0']
@@ -144,30 +89,6 @@ def test_what_cannot_be_measured(tmp_path, data_dir):
         assert done.returncode == status and said in done.stderr, done.stderr
         assert len(done.stderr.splitlines()) == 1
     assert not (tmp_path / 'benchmark.json').exists()
-
-
-def test_rates_are_medians_over_parts_of_the_time():
-    """One call of ten that hangs changes the rate of its part alone."""
-    seconds = np.full(10, 0.5)
-    seconds[3] = 100.0
-    measured = timing.Timing(images=4, seconds=seconds, waited=np.zeros(10))
-    assert measured.images_per_second == pytest.approx(8.0)
-    assert measured.milliseconds(50) == pytest.approx(500.0)
-    in_pairs = timing.Timing(images=8, seconds=2 * seconds, waited=np.zeros(10), steps=2)
-    assert in_pairs.images_per_second == pytest.approx(8.0)
-    assert in_pairs.milliseconds(50) == pytest.approx(500.0)
-
-
-def test_warm_up_is_not_counted_and_all_processes_call_equally_often():
-    calls = []
-    measured = timing.measure(lambda: calls.append(None) or 0.25, images=1, seconds=0.0, agree=lambda own: own + 2)
-    assert len(measured.seconds) == 7 and len(calls) > 7
-    assert measured.waited.tolist() == [0.25] * 7
-
-
-@pytest.mark.parametrize('dtype', ['float32', 'bfloat16', 'float16'])
-def test_products_one_after_the_other_stay_finite(dtype):
-    assert np.isfinite(float(device_speed.chained_products(256, 20, dtype)().numpy()))
 
 
 def test_expected_time_is_work_over_speed():

@@ -1,6 +1,8 @@
 """Scores as text tables, in per cent.
 
-print(score_tables.of_classes(scores, confusion, table))
+    print(score_tables.of_classes(scores, confusion, table))
+
+Scores are those of `accumulator.scores`; what was not scored has no column.
 """
 
 import numpy as np

@@ -1,6 +1,8 @@
-"""Line charts as SVG text for a page that needs no script: colours come from the page's style sheet.
+"""Line charts as SVG text, for a page that needs no script.
 
-svg = charts.lines({'loss': ([50, 100], [2.1, 1.4])}, unit='nats')
+    svg = charts.lines({'loss': ([50, 100], [2.1, 1.4])}, unit='nats')
+
+Lines have classes, whose colours come from the page's style sheet.
 """
 
 import math
@@ -16,7 +18,7 @@ Series = tuple[Sequence[float], Sequence[float | None]]
 
 
 def lines(series: dict[str, Series], *, unit: str = '', floor: float | None = None) -> Markup:
-    """A chart of lines over steps.
+    """Draws a chart of lines over steps.
 
     Args:
       series: name -> steps (rising) and values; None and NaN interrupt the line.
@@ -65,7 +67,7 @@ def lines(series: dict[str, Series], *, unit: str = '', floor: float | None = No
 
 
 def ticks(low: float, high: float, most: int = 5) -> list[float]:
-    """Round numbers, at most `most` and a few, that span the range from `low` to `high`."""
+    """Returns round numbers, about `most` of them, that span the range from `low` to `high`."""
     if high <= low:
         margin = abs(low) * 0.1 or 1.0
         low, high = low - margin, high + margin
@@ -77,7 +79,7 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
 
 
 def number(value: float) -> str:
-    """A tick's label: 0.25, 40k, 1.5M, 3e-05."""
+    """Returns the label of a tick: 0.25, 40k, 1.5M, 3e-05."""
     size = abs(value)
     if size >= 1e6:
         return f'{value / 1e6:.4g}M'

@@ -1,6 +1,8 @@
 """A picture of a confusion matrix.
 
-picture = confusion_plot.draw(confusion, labels.classes(table), title='step 1000')     # uint8 [h, w, 3]
+    picture = confusion_plot.draw(confusion, labels.classes(table), title='step 1000')     # uint8 [h, w, 3]
+
+Shares are of the true class, so that rare classes are seen as well as others.
 """
 
 import numpy as np

@@ -1,4 +1,10 @@
-"""Label ids as colours, over images, side by side, with a legend."""
+"""Pictures of label ids: as colours, over images, side by side, with a legend.
+
+    picture = draw.side_by_side(image, draw.overlay(image, prediction, table))
+    draw.save(draw.with_legend(picture, prediction, table), 'pictures/ulm_000000_000019.png')
+
+Pictures are uint8 [h, w, 3], and the colours are the label table's.
+"""
 
 import io
 import pathlib
@@ -17,25 +23,25 @@ _ROW_WIDTH = 640  # pixels of a picture in a row of pictures, at the most
 
 
 def colorize(label_ids: np.ndarray, table: labels.Table) -> np.ndarray:
-    """uint8 [h, w] -> uint8 [h, w, 3] in the table's colours."""
+    """Colours label ids, uint8 [h, w], as the table says, and returns uint8 [h, w, 3]."""
     return labels.colors(table)[label_ids]
 
 
 def overlay(image: np.ndarray, label_ids: np.ndarray, table: labels.Table) -> np.ndarray:
-    """The image, uint8 [h, w, 3], with the classes' colours over it."""
+    """Lays the classes' colours over an image, uint8 [h, w, 3], which shows through by half."""
     colors = colorize(label_ids, table).astype(np.float32)
     return np.round((1 - _OPACITY) * image + _OPACITY * colors).astype(np.uint8)
 
 
 def side_by_side(*pictures: np.ndarray) -> np.ndarray:
-    """Pictures of one height, uint8 [h, w_i, 3], from left to right with a white gap."""
+    """Puts pictures of one height, uint8 [h, w_i, 3], beside each other with a white gap between them."""
     gap = np.full((pictures[0].shape[0], _GAP, 3), 255, np.uint8)
     parts = [part for picture in pictures for part in (picture, gap)][:-1]
     return np.concatenate(parts, axis=1)
 
 
 def stacked(pictures: list[np.ndarray]) -> np.ndarray:
-    """Pictures, uint8 [h_i, w_i, 3], from top to bottom, with white at the right of narrower ones."""
+    """Puts pictures, uint8 [h_i, w_i, 3], below each other, with white at the right of narrower ones."""
     width = max(picture.shape[1] for picture in pictures)
     rows = []
     for picture in pictures:
@@ -44,7 +50,7 @@ def stacked(pictures: list[np.ndarray]) -> np.ndarray:
 
 
 def with_legend(picture: np.ndarray, label_ids: np.ndarray, table: labels.Table) -> np.ndarray:
-    """The picture with a strip below it that names the colours of the classes that occur in `label_ids`."""
+    """Adds a strip below a picture that names the colours of the classes that occur in `label_ids`."""
     present = set(np.unique(label_ids).tolist())
     entries = [label for label in table if label.id in present]
     width = picture.shape[1]
@@ -69,9 +75,16 @@ def with_legend(picture: np.ndarray, label_ids: np.ndarray, table: labels.Table)
 def rows_of_examples(
     predict: Callable[[np.ndarray], np.ndarray], split: records.Split, chosen: Sequence[int], table: labels.Table
 ) -> np.ndarray:
-    """Some examples of a split as rows of image, truth and prediction, with a legend: uint8 [h, w, 3].
+    """Draws some examples of a split as rows of image, truth and prediction, with a legend.
 
-    Large ones are shown at every second pixel, every third, ...
+    Args:
+      predict: a function of images, uint8 [1, h, w, 3] -> label ids uint8 [1, h, w].
+      split: with labels.
+      chosen: numbers of examples in the split.
+      table: the label table.
+
+    Returns:
+      uint8 [h, w, 3], in which large images are shown at every second pixel, every third, ...
     """
     rows, seen = [], []
     for number in chosen:
@@ -85,7 +98,7 @@ def rows_of_examples(
 
 
 def save(picture: np.ndarray, path: str | pathlib.Path) -> None:
-    """Writes a PNG, uint8 [h, w, 3] or [h, w]; its folder is made if need be."""
+    """Writes a picture, uint8 [h, w, 3] or [h, w], as a PNG file, whose folder is made if need be."""
     pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
     content = io.BytesIO()
     Image.fromarray(picture).save(content, 'PNG')

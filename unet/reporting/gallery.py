@@ -1,10 +1,12 @@
-"""The images of a split that a run's model sees best and worst, with what it sees and where it errs.
+"""The images of a split that a run's model predicts best and worst, with what it predicts and where it errs.
 
-predict = gallery.predictor('runs/cityscapes', 'best')
-scores, confusion = gallery.score_images(predict, split, table, 100)
-best, worst = gallery.best_and_worst([scores], 4)
-pictures = gallery.draw(worst, [predict], [scores], split, table, [labels.train_id_of_id(table) != labels.IGNORED])
-pictures[0].image, pictures[0].predictions, pictures[0].errors
+    predict = gallery.predictor('runs/cityscapes', 'best')
+    scores, confusion = gallery.score_images(predict, split, table, 100)
+    best, worst = gallery.best_and_worst([scores], 4)
+    pictures = gallery.draw(worst, [predict], [scores], split, table, [labels.train_id_of_id(table) != labels.IGNORED])
+    pictures[0].image, pictures[0].predictions, pictures[0].errors
+
+Each image is predicted by itself, at the size that it is stored in.
 """
 
 import dataclasses
