@@ -1,7 +1,7 @@
 # make demo   from nothing to a trained, scored U-Net and pictures of what it sees
 # make test   the whole test suite
 # make soak   long campaigns of random kills
-# make bench  every CPU speed and memory figure of the README; keep the machine free of other work
+# make bench  every CPU speed and memory figure of docs/performance.md; keep the machine free of other work
 # make lint   ruff
 # Each sets up what it needs in .venv; PYTHON=python3.12 chooses another Python (3.11 to 3.13).
 

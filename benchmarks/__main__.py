@@ -1,4 +1,4 @@
-"""Every CPU speed and memory figure of the README in one go: tables on the screen, JSON in a folder.
+"""Every CPU speed and memory figure of docs/performance.md in one go: tables on the screen, JSON in a folder.
 
     python -m benchmarks --folder=benchmark
 
