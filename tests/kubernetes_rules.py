@@ -88,7 +88,7 @@ JOBSET = _object(
 
 
 def problems(documents: list[dict], version: str) -> list[str]:
-    """What is wrong with the manifests for that Kubernetes version, e.g. '1.34'; an empty list if nothing is."""
+    """Returns what is wrong with the manifests for that Kubernetes version, e.g. '1.34'; none if nothing is."""
     found = [problem for document in documents for problem in schema_problems(document, version)]
     services = {document['metadata']['name']: document for document in documents if document['kind'] == 'Service'}
     for document in documents:
@@ -196,7 +196,7 @@ def _job_problems(name: str, spec: dict, services: dict[str, dict] | None) -> li
 
 
 def _address_problems(spec: dict, job: str, subdomain: str) -> list[str]:
-    """Whether workers look for each other under the names that the pods have."""
+    """Returns whether workers look for each other under the names that the pods have."""
     environ = _plain_environ(spec['template']['spec'])
     if spec.get('completions', 1) == 1 and 'UNET_NUM_WORKERS' not in environ:
         return []
@@ -257,8 +257,10 @@ def dict_of(env: list[dict]) -> dict[str, str]:
 
 
 def expand(text: str, environ: dict[str, str]) -> str:
-    """What Kubernetes makes of a word of a command (third_party/forked/golang/expansion): $(NAME) is replaced where
-    NAME is known, $$ is $."""
+    """Expands a word of a command as Kubernetes does: it replaces $(NAME) where NAME is known, and $$ by $.
+
+    Source: third_party/forked/golang/expansion in https://github.com/kubernetes/kubernetes.
+    """
 
     def replace(found: re.Match) -> str:
         if found.group() == '$$':

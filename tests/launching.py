@@ -26,7 +26,7 @@ for number, arguments in enumerate(json.load(sys.stdin)):
 
 
 def dry_runs(launcher: str, folder: pathlib.Path, commands: list[list[str]], **environ) -> list[tuple[int, str, str]]:
-    """Exit status, output and complaint of `python -m launch.<launcher> --dry_run ...` for each command line."""
+    """Returns exit status, stdout and stderr of `python -m launch.<launcher> --dry_run ...` for each command line."""
     folder.mkdir(exist_ok=True)
     subprocess.run(
         [sys.executable, '-c', _PROGRAM, launcher, str(folder)],

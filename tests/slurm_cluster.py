@@ -68,7 +68,7 @@ _CGROUP_CONF = 'CgroupPlugin=cgroup/v1\nCgroupAutomount=no\n'  # slurmd 22.05 lo
 
 
 def missing() -> str:
-    """Why no cluster can be raised here; '' if one can."""
+    """Returns why no cluster can be raised here; '' if one can."""
     lacking = [program for program in _PROGRAMS if not find(program)]
     return f'no {", ".join(lacking)}: apt-get install slurm-wlm munge' if lacking else ''
 

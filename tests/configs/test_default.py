@@ -55,6 +55,8 @@ def test_the_blog_posts_setting():
         ('profile.steps', (2, 50_000), 'ends at step 40000'),
         ('precision', 'fp16', 'float16'),
         ('seed', 2**32, 'at most 4294967295'),
+        ('optimizer.beta2', 1.0, 'below 1'),
+        ('optimizer.epsilon', 0.0, 'at least 1e-15'),
         ('loss.class_weights', (0.0, 0.0), 'not all of them 0'),
         ('loss.class_weights', (2.0, -1.0), 'below 0'),
     ],

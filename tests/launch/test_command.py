@@ -1,12 +1,15 @@
 import subprocess
 import sys
 
+import pytest
+
 from launch import command, entry
 from tests import tiny
 
 CONFIG = '--config=configs/default.py'
 
 
+@pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning')  # ml_collections loads config files with it
 def test_old_names_of_fields_are_understood(capfd):
     config = command.read_config([CONFIG, '--config.loss.hard_pixels=0.5', '--config.loss.hard_least', '0.25'])
     assert (config.loss.ohem, config.loss.ohem_min_fraction) == (0.5, 0.25)
