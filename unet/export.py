@@ -3,10 +3,10 @@
     python -m unet.export --workdir=runs/cityscapes --data_dir=data/cityscapes
     python -m unet.export --workdir=runs/cityscapes --formats=saved_model,float16,int8,onnx --size=512x1024
 
-Writes <workdir>/export: saved_model/<step> (any size; see unet/saved_model.py for its signatures), model.float16.tflite
-and model.int8.tflite (one image of --size), model.onnx (any size). All take uint8 RGB images as they come and give
-label ids and probabilities; normalisation and padding are inside. Each is compared with the model on images of the
-records, and gets its name only if they agree.
+Writes <workdir>/export: saved_model/<step> (any size; unet/exporting/saved_model.py has its signatures),
+model.float16.tflite and model.int8.tflite (one image of --size), model.onnx (any size). All take uint8 RGB images as
+they come and give label ids and probabilities; normalisation and padding are inside. Each is compared with the model on
+images of the records, and gets its name only if they agree.
 """
 
 import os
@@ -61,11 +61,11 @@ def main() -> None:
 
     if 'onnx' in _WANTED.value:
         converters.check_onnx()
-    config, table, network, path = restore.trained(_WORKDIR.value, _CHECKPOINT.value)
+    config, table, model, path = restore.trained(_WORKDIR.value, _CHECKPOINT.value)
     if config.model.padding == 'valid' and set(_WANTED.value) != {'saved_model'}:
         raise entry.UserError(
             entry.BAD_CONFIG,
-            f'--formats={",".join(_WANTED.value)}: the run is of an unpadded network, which sees an image as tiles, in '
+            f'--formats={",".join(_WANTED.value)}: the run is of an unpadded model, which predicts by tiles, in '
             'a loop that TensorFlow Lite and ONNX cannot express. Pass --formats=saved_model.',
         )
     split = records.read_split(_DATA_DIR.value, _SPLIT.value)
@@ -76,36 +76,38 @@ def main() -> None:
     output.mkdir(parents=True, exist_ok=True)
     print(f'{path}, compared on {_SPLIT.value} of {_DATA_DIR.value}', flush=True)
 
-    def model_in(precision: str, *, folded: bool = False) -> saved_model.Outputs:
-        own, net = model_build.build_in_precision(config, network, table, precision)
+    def outputs_in(precision: str, *, folded: bool = False) -> saved_model.Outputs:
+        own_config, own_model = model_build.build_in_precision(config, model, table, precision)
         if folded:
-            fold_batch_norm.fold(net)
+            fold_batch_norm.fold(own_model)
         return saved_model.outputs_of_logits(
-            inference_build.logits(own, net), model_build.id_of_class(config.labels, table)
+            inference_build.logits(own_config, own_model), model_build.id_of_class(config.labels, table)
         )
 
-    def calibration_images(advance: Callable[[int], None]) -> Iterator[np.ndarray]:
+    def calibration_images(on_progress: Callable[[int], None]) -> Iterator[np.ndarray]:
         for number in samples.evenly_spaced(calibration, _CALIBRATION_IMAGES.value):
             yield samples.resized(samples.read(calibration, number)[0], size, smooth=True)
-            advance(1)
+            on_progress(1)
 
     if 'saved_model' in _WANTED.value:
         folder = output / saved_model.FOLDER / str(restore.step_of(path))
-        model = model_in(_PRECISION.value or config.precision)
-        print(verify.write_saved_model(model, table, folder, images), flush=True)
-    model, folded = model_in('float32'), model_in('float32', folded=True)
+        outputs_of = outputs_in(_PRECISION.value or config.precision)
+        print(verify.write_saved_model(outputs_of, table, folder, images), flush=True)
+    if set(_WANTED.value) == {'saved_model'}:
+        return
+    outputs_of, folded = outputs_in('float32'), outputs_in('float32', folded=True)
     at_size = [samples.resized(image, size, smooth=True) for image in images]
     if 'float16' in _WANTED.value:
         content = converters.float16(folded, size)
-        print(verify.write_file('float16', content, output / 'model.float16.tflite', model, at_size), flush=True)
+        print(verify.write_file('float16', content, output / 'model.float16.tflite', outputs_of, at_size), flush=True)
     if 'int8' in _WANTED.value:
         count = min(_CALIBRATION_IMAGES.value, len(calibration))
-        with progress.show(count, 'calibration image') as advance:
-            content = converters.int8(folded, size, lambda: calibration_images(advance))
-        print(verify.write_file('int8', content, output / 'model.int8.tflite', model, at_size), flush=True)
+        with progress.show(count, 'calibration image') as on_progress:
+            content = converters.int8(folded, size, lambda: calibration_images(on_progress))
+        print(verify.write_file('int8', content, output / 'model.int8.tflite', outputs_of, at_size), flush=True)
     if 'onnx' in _WANTED.value:
         content = converters.onnx(folded)
-        print(verify.write_file('onnx', content, output / 'model.onnx', model, images), flush=True)
+        print(verify.write_file('onnx', content, output / 'model.onnx', outputs_of, images), flush=True)
 
 
 if __name__ == '__main__':

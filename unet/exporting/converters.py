@@ -1,8 +1,13 @@
 """A model's graph -> TensorFlow Lite and ONNX, and these back into functions to compare with.
 
-    content = converters.float16(outputs_of, size=(512, 1024))
-    run = converters.run_tflite(content)
-    run(images)     # uint8 [1, 512, 1024, 3] -> {'label_ids': uint8 [1, 512, 1024], 'probabilities': float32 [1, ...]}
+    import numpy as np
+    import tensorflow as tf
+    from unet.exporting import converters, saved_model
+
+    ids = np.array([7, 8, 11], np.uint8)
+    outputs_of = saved_model.outputs_of_logits(lambda images: tf.cast(images, tf.float32), ids)
+    run = converters.run_tflite(converters.float16(outputs_of, size=(32, 48)))
+    run(np.zeros([1, 32, 48, 3], np.uint8))['label_ids'].shape  # (1, 32, 48)
 
 TensorFlow Lite's kernels want a fixed size; the ONNX graph takes images of any size.
 """
@@ -20,7 +25,13 @@ Run = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 
 def float16(outputs_of: saved_model.Outputs, size: tuple[int, int]) -> bytes:
-    """TensorFlow Lite with weights in float16: half the size, computed in float32, or in float16 on a phone's GPU."""
+    """Converts to TensorFlow Lite with weights in float16: half the size, computed in float32, or in float16 on a
+    phone's GPU.
+
+    Args:
+      outputs_of: see `saved_model.outputs_of_logits`.
+      size: height and width of the images.
+    """
     converter = _converter(saved_model.servable(outputs_of, (1, *size, 3)))
     converter.target_spec.supported_types = [tf.float16]
     return converter.convert()
@@ -29,7 +40,7 @@ def float16(outputs_of: saved_model.Outputs, size: tuple[int, int]) -> bytes:
 def int8(
     outputs_of: saved_model.Outputs, size: tuple[int, int], calibration: Callable[[], Iterator[np.ndarray]]
 ) -> bytes:
-    """TensorFlow Lite with weights and activations in int8: a quarter of the size, for CPUs, DSPs and NPUs.
+    """Converts to TensorFlow Lite with weights and activations in int8: a quarter of the size, for CPUs, DSPs and NPUs.
 
     Args:
       outputs_of: of float32 images too, in 0..255.
@@ -59,7 +70,7 @@ def _converter(module: tf.Module) -> tf.lite.TFLiteConverter:
 
 
 def run_tflite(content: bytes) -> Run:
-    """A function of uint8 images [1, h, w, 3]."""
+    """Returns TensorFlow Lite's function of uint8 images [1, h, w, 3]."""
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # that it has a second home, in the package ai_edge_litert
         interpreter = tf.lite.Interpreter(model_content=content, num_threads=host.cores())
@@ -68,7 +79,7 @@ def run_tflite(content: bytes) -> Run:
 
 
 def onnx(outputs_of: saved_model.Outputs) -> bytes:
-    """ONNX, of images of any size."""
+    """Converts to ONNX, for images of any size."""
     import tf2onnx
 
     outputs = saved_model.servable(outputs_of).outputs
@@ -77,7 +88,7 @@ def onnx(outputs_of: saved_model.Outputs) -> bytes:
 
 
 def run_onnx(content: bytes) -> Run:
-    """A function of uint8 images [b, h, w, 3]."""
+    """Returns ONNX Runtime's function of uint8 images [b, h, w, 3]."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(content, providers=['CPUExecutionProvider'])

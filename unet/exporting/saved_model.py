@@ -1,8 +1,17 @@
 """A trained model as a SavedModel that needs none of this project's code, and back.
 
-    module = saved_model.frozen(outputs_of, table)
-    saved_model.save(module, table, 'export/saved_model', version=2000)
-    outputs_of, table, path = saved_model.load('export')
+    import pathlib, tempfile
+    import numpy as np
+    import tensorflow as tf
+    from data_prep import labels
+    from unet.exporting import saved_model
+
+    ids = np.array([7, 8, 11], np.uint8)
+    outputs_of = saved_model.outputs_of_logits(lambda images: tf.cast(images, tf.float32), ids)
+    export = pathlib.Path(tempfile.mkdtemp())
+    saved_model.save(saved_model.servable(outputs_of), labels.CITYSCAPES, export / 'saved_model/2000')
+    outputs_of, table, path = saved_model.load(export)
+    outputs_of(tf.zeros([1, 32, 48, 3], tf.uint8))['label_ids'].shape  # (1, 32, 48)
 
 Everything from the image to the answer is inside: normalisation, padding or tiles, resizing, the gather to label ids.
 Signatures, in TensorFlow Serving's conventions (one numbered folder per version, the batch first, `_bytes` for what
@@ -33,7 +42,7 @@ Outputs = Callable[[tf.Tensor], dict[str, tf.Tensor]]
 
 
 def outputs_of_logits(logits_of: Callable[[tf.Tensor], tf.Tensor], id_of_class: np.ndarray) -> Outputs:
-    """A function of uint8 images [b, h, w, 3] that returns `label_ids` and `probabilities`, see above.
+    """Returns a function of uint8 images [b, h, w, 3] that returns `label_ids` and `probabilities`, see above.
 
     Args:
       logits_of: uint8 images [b, h, w, 3] -> logits [b, h, w, classes].
@@ -50,7 +59,8 @@ def outputs_of_logits(logits_of: Callable[[tf.Tensor], tf.Tensor], id_of_class: 
 
 
 def frozen(outputs_of: Outputs, spec: tf.TensorSpec) -> Callable[[tf.Tensor], list[tf.Tensor]]:
-    """The graph of `outputs_of` with weights as constants, what depends on them alone computed, and no devices named.
+    """Freezes the graph of `outputs_of`: weights are constants, what depends on them alone is computed, no devices are
+    named.
 
     Args:
       outputs_of: a function of images.
@@ -88,7 +98,16 @@ def frozen(outputs_of: Outputs, spec: tf.TensorSpec) -> Callable[[tf.Tensor], li
 
 
 def servable(outputs_of: Outputs, shape: tuple[int | None, ...] = (None, None, None, 3), dtype=tf.uint8) -> tf.Module:
-    """A module whose `outputs` takes images [shape] and returns a dictionary, its graph frozen; see `frozen`."""
+    """Returns a module whose `outputs` takes images and returns the dictionary of `outputs_of`, its graph frozen.
+
+    Args:
+      outputs_of: see `outputs_of_logits`.
+      shape: of the images; None for any size.
+      dtype: of the images.
+
+    Raises:
+      UserError: see `frozen`.
+    """
     spec = tf.TensorSpec(shape, dtype, 'images')
     graph = frozen(outputs_of, spec)
     module = tf.Module()
@@ -106,7 +125,13 @@ def servable(outputs_of: Outputs, shape: tuple[int | None, ...] = (None, None, N
 
 
 def save(module: tf.Module, table: labels.Table, folder: pathlib.Path) -> None:
-    """Writes a servable of images of any size, with its label table, as a SavedModel."""
+    """Writes a SavedModel.
+
+    Args:
+      module: from `servable`, of images of any size.
+      table: the label table, which goes with it.
+      folder: where to write it; its name is the version, a number.
+    """
 
     def encoded_label_ids(file: tf.Tensor) -> tf.Tensor:
         image = tf.io.decode_image(file, channels=3, expand_animations=False)
@@ -128,7 +153,7 @@ def save(module: tf.Module, table: labels.Table, folder: pathlib.Path) -> None:
 
 
 def load(path: str | pathlib.Path) -> tuple[Outputs, labels.Table, pathlib.Path]:
-    """The model in a folder: its function of images, its label table, and the folder of the version that was loaded.
+    """Loads a model: its function of images, its label table, and the folder of the version that it is.
 
     Args:
       path: what unet.export wrote, the folder of versions in it, or one version.

@@ -1,7 +1,15 @@
 """Writes a model in a format, compares what was written with the model, and only then gives it its name.
 
-line = verify.write_saved_model(outputs_of, table, 'export/saved_model/2000', images)
-line = verify.write_file('float16', content, 'export/model.float16.tflite', outputs_of, images)
+import pathlib, tempfile
+import numpy as np
+import tensorflow as tf
+from data_prep import labels
+from unet.exporting import saved_model, verify
+
+outputs_of = saved_model.outputs_of_logits(lambda images: tf.cast(images, tf.float32), np.array([7, 8, 11], np.uint8))
+images = [np.random.default_rng(0).integers(0, 256, (32, 48, 3), np.uint8)]
+folder = pathlib.Path(tempfile.mkdtemp(), '2000')
+print(verify.write_saved_model(outputs_of, labels.CITYSCAPES, folder, images))
 """
 
 import dataclasses
@@ -23,8 +31,13 @@ _RUN = {'float16': converters.run_tflite, 'int8': converters.run_tflite, 'onnx':
 
 @dataclasses.dataclass
 class Agreement:
-    """How far an export agrees with its model: pixels looked at, those of the same class, and the largest difference
-    of any probability."""
+    """How far an export agrees with its model.
+
+    Attributes:
+      images, pixels: compared.
+      same: pixels of the same class.
+      largest: difference of any probability.
+    """
 
     images: int = 0
     pixels: int = 0
@@ -38,9 +51,15 @@ class Agreement:
         )
 
 
-def compare(model: saved_model.Outputs, run: converters.Run, images: Iterable[np.ndarray]) -> Agreement:
-    """Runs both on each of the images, uint8 [h, w, 3]."""
-    model = tf.function(model, reduce_retracing=True)
+def compare(outputs_of: saved_model.Outputs, run: converters.Run, images: Iterable[np.ndarray]) -> Agreement:
+    """Compares what a model and its export make of each of the images, uint8 [h, w, 3].
+
+    Args:
+      outputs_of: the model, see `saved_model.outputs_of_logits`.
+      run: the export, see `converters`.
+      images: of any sizes that the export takes.
+    """
+    model = tf.function(outputs_of, reduce_retracing=True)
     found = Agreement()
     for image in images:
         expected, got = model(tf.constant(image[None])), run(image[None])
@@ -53,31 +72,31 @@ def compare(model: saved_model.Outputs, run: converters.Run, images: Iterable[np
 
 
 def write_saved_model(
-    model: saved_model.Outputs, table: labels.Table, folder: pathlib.Path, images: list[np.ndarray]
+    outputs_of: saved_model.Outputs, table: labels.Table, folder: pathlib.Path, images: list[np.ndarray]
 ) -> str:
-    """Writes and checks one version of a SavedModel; a version that is there is replaced.
+    """Writes and checks one version of a SavedModel; it replaces a version that is there.
 
     Args:
-      model: see `saved_model.outputs_of_logits`.
+      outputs_of: the model, see `saved_model.outputs_of_logits`.
       table: the label table, which goes with it.
       folder: of the version; its name is a number.
       images: uint8 [h, w, 3] of any sizes, to compare on.
 
     Returns:
-      What was found, for people.
+      A line with the size of the export and how far it agrees.
 
     Raises:
       UserError: BAD_DATA if the export does not agree with the model; it is then removed.
     """
     unfinished = folder.with_name(f'.{folder.name}.unfinished')  # a server looks at numbered folders alone
     shutil.rmtree(unfinished, ignore_errors=True)
-    saved_model.save(saved_model.servable(model), table, unfinished)
+    saved_model.save(saved_model.servable(outputs_of), table, unfinished)
     loaded, _, _ = saved_model.load(unfinished)
 
     def run(images: np.ndarray) -> dict[str, np.ndarray]:
         return {name: tensor.numpy() for name, tensor in loaded(tf.constant(images)).items()}
 
-    found = compare(model, run, images)
+    found = compare(outputs_of, run, images)
     _check('saved_model', found, lambda: shutil.rmtree(unfinished))
     saved_model.put_in_place(unfinished, folder)
     size = sum(file.stat().st_size for file in folder.rglob('*') if file.is_file())
@@ -85,10 +104,23 @@ def write_saved_model(
 
 
 def write_file(
-    kind: str, content: bytes, file: pathlib.Path, model: saved_model.Outputs, images: list[np.ndarray]
+    kind: str, content: bytes, file: pathlib.Path, outputs_of: saved_model.Outputs, images: list[np.ndarray]
 ) -> str:
-    """Writes and checks an export that is one file; see `write_saved_model`."""
-    found = compare(model, _RUN[kind](content), images)
+    """Writes and checks an export that is one file.
+
+    Args:
+      kind: 'float16', 'int8' or 'onnx'.
+      content: the export, from `converters`.
+      file: where to write it.
+      outputs_of, images: see `write_saved_model`.
+
+    Returns:
+      A line with the size of the export and how far it agrees.
+
+    Raises:
+      UserError: BAD_DATA if the export does not agree with the model; nothing is then written.
+    """
+    found = compare(outputs_of, _RUN[kind](content), images)
     _check(kind, found, lambda: None)
     files.write_atomically(file, content)
     return _line(kind, len(content), found, file)

@@ -1,10 +1,17 @@
-"""What happens to images on the device before the model sees them."""
+"""What happens to images on the device before the model sees them.
+
+import tensorflow as tf
+from unet.models import preprocess
+
+image = preprocess.normalize(tf.zeros([2, 64, 96, 3], tf.uint8))
+image = preprocess.color_jitter(image, color=tf.constant([[0.1, 0.0, 0.2]] * 2))
+"""
 
 import tensorflow as tf
 
 
 def normalize(image: tf.Tensor, dtype: tf.DType = tf.float32) -> tf.Tensor:
-    """uint8 0..255 -> [-1, 1]."""
+    """Brings images from uint8 0..255 to [-1, 1]."""
     return tf.cast(image, dtype) / 127.5 - 1.0
 
 
@@ -27,6 +34,12 @@ def color_jitter(image: tf.Tensor, color: tf.Tensor) -> tf.Tensor:
 
 
 def resize_image(image: tf.Tensor, size: tuple[int, int], method: str) -> tf.Tensor:
-    """uint8 [..., h, w, 3] -> uint8 [..., *size, 3]."""
+    """Resizes images, uint8 [..., h, w, 3] -> uint8 [..., *size, 3].
+
+    Args:
+      image: uint8, or float32 in 0..255.
+      size: height and width.
+      method: 'bilinear' or 'nearest'.
+    """
     resized = tf.image.resize(image, size, method)
     return resized if resized.dtype == tf.uint8 else tf.cast(tf.round(resized), tf.uint8)
