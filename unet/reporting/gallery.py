@@ -47,8 +47,10 @@ class Picture:
     errors: list[np.ndarray]
 
 
-def predictor(workdir: str, which: str, inference: options.InferenceOptions) -> Callable[[np.ndarray], np.ndarray]:
-    """A function of one image, uint8 [h, w, 3] -> label ids uint8 [h, w].
+def predictor(
+    workdir: str, which: str, inference: options.InferenceOptions = options.WHOLE_IMAGE
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Returns a function of one image, uint8 [h, w, 3] -> label ids uint8 [h, w].
 
     Args:
       workdir: the folder of the run.
