@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from data_prep import cityscapes_layout, images, labels, polygons, records, shards
-from launch import entry
+from launch import entry, record_folder
 from tests import tiny, trees
 
 
@@ -242,7 +242,7 @@ def hold_at_first_shard(process: subprocess.Popen, folder: pathlib.Path) -> None
         assert process.poll() is None
         time.sleep(0.005)
     process.send_signal(signal.SIGSTOP)
-    assert (folder / records.PLAN).exists()
+    assert (folder / record_folder.PLAN).exists()
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])

@@ -10,7 +10,7 @@ from etils.epath import backend, gpath
 from fsspec.implementations import memory
 
 from data_prep import build_state, cityscapes_layout, images, records, shards, stage_tfrecords, verification
-from launch import entry
+from launch import entry, record_folder
 from tests import trees
 
 
@@ -155,7 +155,7 @@ def test_remote_mistakes_are_named(local, bucket):
     rewrite(bucket / 'source' / image, lambda content: content[:-9])
     with pytest.raises(entry.UserError, match=f'{image}: truncated'):
         trees.build_here(bucket / 'source', bucket / 'records')
-    plan = json.loads((bucket / 'records' / records.PLAN).read_text())
+    plan = json.loads((bucket / 'records' / record_folder.PLAN).read_text())
     assert plan['flags']['image_format'] == 'source'
     assert not build_state.read_notes(bucket / 'records').keys() & {'cityscapes-validation.tfrecord-00000-of-00001'}
 
