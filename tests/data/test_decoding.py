@@ -206,6 +206,7 @@ def test_an_image_that_cannot_be_decoded_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(tiny, 'png', lambda array: content_of(Image.fromarray(array))[:400])
     split = records.read_split(tiny.write_folder(tmp_path, train=tiny.scenes(2)), 'train')
     reader = input_pipeline.Reader(split)
-    with pytest.raises(entry.UserError, match=r'tfrecord-00000-of-00002.*train_000 .*too early') as raised:
+    reason = 'too early' if png.is_compiled() else 'truncated'
+    with pytest.raises(entry.UserError, match=rf'tfrecord-00000-of-00002.*train_000 .*{reason}') as raised:
         reader.decode(0, reader.read(0), (0, 0, 40, 56))
     assert raised.value.status == entry.BAD_DATA
