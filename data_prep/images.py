@@ -225,16 +225,17 @@ def encode_label(
     Raises:
       ValueError: if the file is damaged, not a label image, of another size than the image, or holds unknown ids.
     """
-    drawn = isinstance(encoded, Image.Image)
-    if not drawn:
+    if isinstance(encoded, Image.Image):
+        label, file = encoded, None
+    else:
         check_header(encoded[:HEADER_BYTES], name, is_label=True)
-    label = encoded if drawn else read_label(encoded)
+        label, file = read_label(encoded), encoded
     if (label.height, label.width) != image_size:
         raise ValueError(size_mismatch(image_size, (label.height, label.width)))
     counts = count_pixels(label)
     check_label_counts(counts, known)
     if size in (None, image_size):
-        return _encode_png(label) if drawn else encoded, counts
+        return file or _encode_png(label), counts
     label = label.resize(size[::-1], Image.Resampling.NEAREST)
     return _encode_png(label), count_pixels(label)
 

@@ -8,6 +8,7 @@ has the same composition at any size.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -66,7 +67,7 @@ def random_color(rng: np.random.Generator, low: float = 0.15, high: float = 0.8,
 
 def fill(
     canvas: Canvas,
-    shape: list[Point],
+    shape: Sequence[Point],
     label: int,
     color: Color,
     *,
@@ -96,7 +97,7 @@ def fill(
     canvas.instance[part][mask] = label if number is None else label * 1000 + number
 
 
-def darken(canvas: Canvas, shape: list[Point], factor: float) -> None:
+def darken(canvas: Canvas, shape: Sequence[Point], factor: float) -> None:
     """Darkens a polygon of the image; what is there stays what it is."""
     height, width = canvas.label.shape
     stencil = Image.new('1', (width, height))

@@ -167,8 +167,8 @@ def pole(canvas: Canvas, rng: np.random.Generator, s: float, half: float, walk: 
     if kind < 0.65:
         _sign(canvas, rng, x, s, height)
     else:  # an arm with a lamp over the road
-        reach = -np.sign(x) * 0.25
-        fill(canvas, upright(canvas, *sorted((x, x + reach)), s, height - 0.02, height + 0.01), POLE, color)
+        end = x - np.sign(x) * 0.25
+        fill(canvas, upright(canvas, min(x, end), max(x, end), s, height - 0.02, height + 0.01), POLE, color)
 
 
 def _sign(canvas: Canvas, rng: np.random.Generator, x: float, s: float, y: float) -> None:

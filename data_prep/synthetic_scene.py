@@ -197,11 +197,11 @@ def _photograph(
     image = image * (1 - haze) + haze * random_color(rng, 0.6, 0.9, 0.1)
     tint = rng.uniform(0.6, 1.25) * (1 + 0.12 * rng.uniform(-1, 1, 3))
     image = np.clip(image * tint, 0, 1) ** rng.uniform(0.8, 1.25)
-    small = (round(width * 0.75), round(height * 0.75))
-    small = Image.fromarray(np.uint8(255 * image)).resize(small, Image.Resampling.BOX)
+    size = (round(width * 0.75), round(height * 0.75))
+    small = Image.fromarray((255 * image).astype(np.uint8)).resize(size, Image.Resampling.BOX)
     image = np.asarray(small.resize((width, height), Image.Resampling.BICUBIC), np.float32)
     image += noise.normal(0, rng.uniform(1, 6), image.shape)
-    return np.uint8(np.clip(image, 0, 255)), label, instance
+    return np.clip(image, 0, 255).astype(np.uint8), label, instance
 
 
 def _seams(label: np.ndarray, instance: np.ndarray, rng: np.random.Generator) -> None:

@@ -13,7 +13,9 @@ from unet.data import input_pipeline
 from unet.distributed import cluster
 from unet.models import unet
 
-_iterators = []  # of strategies, kept: TensorFlow 2.21 takes up to a minute to destroy one that it tunes
+_iterators: list[
+    Iterator
+] = []  # of strategies, kept: TensorFlow 2.21 takes up to a minute to destroy one that it tunes
 
 
 def dropout_channels(config: ConfigDict) -> int:
@@ -106,7 +108,7 @@ def noise_batch(config: ConfigDict, images: int, *, seed: int = 0) -> dict[str, 
     label = rng.integers(0, 34, (images, height, width), dtype=np.uint8)
     for number, void in enumerate(label):
         void[: number * height // images] = 0
-    batch = {
+    batch: dict[str, np.ndarray] = {
         'image': rng.integers(0, 256, (images, height, width, 3), dtype=np.uint8),
         'label': label,
         'color': np.zeros([images, 3], np.float32),

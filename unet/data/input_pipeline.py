@@ -144,7 +144,7 @@ def example_maker(
     """
     stored = np.stack([reader.split.height, reader.split.width], 1)  # height and width of each example
     decoded = np.broadcast_to(resize, stored.shape) if any(resize) else stored
-    load = functools.partial(read_whole, reader, resize=resize, smooth=resize_method == 'bilinear')
+    load: example_cache.Load = functools.partial(read_whole, reader, resize=resize, smooth=resize_method == 'bilinear')
     if cache:
         load = example_cache.in_memory(load) if cache_dir is None else example_cache.on_disk(load, decoded, cache_dir)
 
@@ -186,13 +186,13 @@ def crop_window(
     """
     zoom = scale[0] + (scale[1] - scale[0]) * float(draws[0])
     window = [max(round(side / zoom), 1) for side in crop]
-    first = []
+    top_left = []
     for whole, part, draw in zip(size, window, draws[1:], strict=True):
         slack = int(whole) - part  # negative where the window is larger
         # floor(draw * (slack + 1)) is uniform over 0..slack; mirrored for a negative slack.
         place = min(int(float(draw) * (abs(slack) + 1)), abs(slack))
-        first.append(place if slack >= 0 else -place)
-    return (*first, *window)
+        top_left.append(place if slack >= 0 else -place)
+    return top_left[0], top_left[1], window[0], window[1]
 
 
 def augment(

@@ -43,7 +43,7 @@ def find(patterns: Iterable[str], *, leave_out: Iterable[pathlib.Path] = ()) -> 
     Raises:
       UserError: MISSING_INPUT if a pattern finds nothing, BAD_USAGE if two results would have one name.
     """
-    found = set()
+    found: set[pathlib.Path] = set()
     leave_out = [folder.resolve() for folder in leave_out]
     for pattern in patterns:
         path = pathlib.Path(pattern)
