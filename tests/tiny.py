@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from data_prep import records, tfrecord
+from tests import forked
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -94,6 +95,9 @@ def train_command(workdir, data_dir, config='configs/default.py', **fields) -> l
 
 
 def run(command: list[str], **environ) -> subprocess.CompletedProcess:
+    """Runs a command to its end. Those of unet/ are forked where TensorFlow is there already; the rest start anew."""
+    if command[:2] == [sys.executable, '-m'] and command[2].startswith('unet.') and not environ:
+        return forked.run(command[2], command[3:], cwd=ROOT, timeout=600)
     return subprocess.run(command, cwd=ROOT, env=os.environ | environ, capture_output=True, text=True, timeout=600)
 
 
