@@ -1,6 +1,6 @@
 """What each section of a report shows, as plain values for its template.
 
-    sections.summary(runs)          # [{'title': 'mIoU', 'cells': [('71.20 %', True), ...]}, ...]
+    sections.summary(runs.read(['runs/cityscapes'], 'validation'))  # [{'title': 'mIoU', 'cells': ...}, ...]
 
 Each function takes all runs of the report, which one or several are, and returns what the section of that name loops
 over; how it looks is said in report.html.jinja.
