@@ -58,7 +58,7 @@ def build(
 
 
 def describe_flags(settings: shards.Settings, annotations: str, seed: int) -> dict:
-    """What shapes the records besides the source, as it is stored in the manifest."""
+    """Returns what shapes the records besides the source, as it is stored in the manifest."""
     encoding = settings.encoding
     encodes = encoding != images.Encoding(jpeg_quality=encoding.jpeg_quality)
     return {

@@ -44,7 +44,7 @@ def locked(data_dir: epath.Path) -> Iterator[None]:
 
 
 def is_complete(data_dir: epath.Path, flags: dict, source: dict) -> bool:
-    """Whether the folder holds the finished dataset that was asked for; False if there is anything left to do.
+    """Says whether the folder holds the finished dataset that was asked for; False if there is anything left to do.
 
     Raises:
       UserError: IN_USE if it holds something else, BAD_DATA if shards of the finished dataset are missing.
@@ -113,7 +113,7 @@ def resume(
 
 
 def read_notes(data_dir: epath.Path) -> dict[str, dict]:
-    """File -> note of all shards that are finished."""
+    """Reads the notes of all shards that are finished, by file."""
     notes = {}
     for path in sorted((data_dir / record_folder.BUILDING).glob('*.tfrecord-*.json')):
         note = files.read_json(path)

@@ -49,7 +49,7 @@ class Pair:
 
     @property
     def listing(self) -> list:
-        """What identifies the pair's files, wherever they lie: [split, image name, label name, bytes]."""
+        """Returns what identifies the pair's files, wherever they lie: [split, image name, label name, bytes]."""
         return [
             self.split,
             source_files.name_of(self.image),
@@ -74,7 +74,7 @@ class Scan:
 
 
 def digest(pairs: list[Pair]) -> str:
-    """SHA-256 of the pairs' names and sizes."""
+    """Returns the SHA-256 of the pairs' names and sizes."""
     return hashlib.sha256('\n'.join(str(pair.listing) for pair in pairs).encode()).hexdigest()
 
 
@@ -127,7 +127,7 @@ def raise_problems(root: epath.PathLike, problems: list[str], outcome: str = 'no
 
 
 def shorten(lines: list[str]) -> str:
-    """The first lines and the number of the rest."""
+    """Returns the first lines and the number of the rest."""
     rest = [f'... and {len(lines) - _LISTED} more'] if len(lines) > _LISTED else []
     return '\n'.join(lines[:_LISTED] + rest)
 

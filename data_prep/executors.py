@@ -29,7 +29,7 @@ def run_local(todo: list[shards.Shard], settings: shards.Settings, workers: int)
 
 @contextlib.contextmanager
 def worker_pool(workers: int) -> Iterator[concurrent.futures.ProcessPoolExecutor]:
-    """Processes that do without TensorFlow and TFDS, and that are told to stop when the block is left early."""
+    """Starts processes that do without TensorFlow and TFDS, and that are told to stop when the block is left early."""
     context = multiprocessing.get_context('fork' if _may_fork() else 'spawn')
     stopping = context.Event()
     pool = concurrent.futures.ProcessPoolExecutor(workers, context, _start_worker, (stopping,))
@@ -48,7 +48,7 @@ def _may_fork() -> bool:
 
 
 def in_pool(pool: concurrent.futures.ProcessPoolExecutor, work: Callable, items: list, *arguments) -> Iterator:
-    """The results of `work(item, *arguments)`, as they come.
+    """Yields the results of `work(item, *arguments)`, as they come.
 
     Raises:
       UserError: PEER_LOST if a worker was killed.

@@ -59,7 +59,7 @@ class EncodedImage:
 
 
 def identify(head: bytes, name: str) -> str:
-    """'png' or 'jpeg', by the first bytes of the file called `name`.
+    """Returns 'png' or 'jpeg', by the first bytes of the file called `name`.
 
     Raises:
       ValueError: if it is neither, or not what its name says.
@@ -83,7 +83,7 @@ def identify(head: bytes, name: str) -> str:
 
 
 def check_header(head: bytes, name: str, is_label: bool) -> tuple[int, int] | None:
-    """Height and width of a PNG file by its first bytes; None for a JPEG.
+    """Returns the height and width of a PNG file by its first bytes; None for a JPEG.
 
     Raises:
       ValueError: if these bytes show already that the file cannot be used.
@@ -131,7 +131,7 @@ def check_png(encoded: bytes) -> None:
 
 
 def decode(encoded: bytes) -> Image.Image:
-    """The whole image. Raises ValueError if the file cannot be decoded to its end."""
+    """Decodes the whole image. Raises ValueError if the file cannot be decoded to its end."""
     try:
         return png.decode(encoded)
     except ValueError as error:
@@ -179,7 +179,7 @@ def _as_rgb(image: Image.Image) -> tuple[Image.Image, str | None]:
 
 
 def count_pixels(label: Image.Image) -> np.ndarray:
-    """int64 [256]: pixels per label id of a one-channel image."""
+    """Returns int64 [256]: pixels per label id of a one-channel image."""
     return np.array(label.histogram(), np.int64)
 
 
@@ -194,7 +194,7 @@ def check_label_counts(counts: np.ndarray, known: set[int]) -> None:
 
 
 def read_label(encoded: bytes) -> Image.Image:
-    """The label ids of an 8-bit grey PNG, all of which is read.
+    """Reads the label ids of an 8-bit grey PNG to its end.
 
     Raises:
       ValueError: if the file is damaged.
@@ -249,7 +249,7 @@ def size_mismatch(image_size: tuple[int, int], label_size: tuple[int, int]) -> s
 
 
 def encode_void(size: tuple[int, int], label_id: int) -> tuple[bytes, np.ndarray]:
-    """A label PNG that holds one id everywhere, for images without labels, and its pixels per label id."""
+    """Returns a label PNG that holds one id everywhere, for images without labels, and its pixels per label id."""
     counts = np.zeros(256, np.int64)
     counts[label_id] = size[0] * size[1]
     return _encode_png(Image.new('L', size[::-1], label_id)), counts

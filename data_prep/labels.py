@@ -83,17 +83,17 @@ CITYSCAPES: Table = (
 
 
 def classes(table: Table) -> Table:
-    """The scored classes in the order of their train ids, which is the order of a model's outputs."""
+    """Returns the scored classes in the order of their train ids, which is the order of a model's outputs."""
     return tuple(sorted((label for label in table if not label.ignored), key=lambda label: label.train_id))
 
 
 def num_ids(table: Table) -> int:
-    """One more than the largest label id: the side of a confusion matrix in label ids."""
+    """Returns one more than the largest label id: the side of a confusion matrix in label ids."""
     return max(label.id for label in table) + 1
 
 
 def train_id_of_id(table: Table) -> np.ndarray:
-    """uint8 [256]: the train id of each label id; 255 for ids that are ignored or not in the table."""
+    """Returns uint8 [256]: the train id of each label id; 255 for ids that are ignored or not in the table."""
     lookup = np.full(256, IGNORED, np.uint8)
     for label in table:
         lookup[label.id] = label.train_id
@@ -101,20 +101,20 @@ def train_id_of_id(table: Table) -> np.ndarray:
 
 
 def id_of_train_id(table: Table) -> np.ndarray:
-    """uint8 [K]: the label id of each train id."""
+    """Returns uint8 [K]: the label id of each train id."""
     return np.array([label.id for label in classes(table)], np.uint8)
 
 
 def void_ids(table: Table) -> list[int]:
-    """The ids that stand for no class. The first is the one for pixels that nothing is known of: `unlabeled` or the
-    smallest that is ignored, or 255 if the table scores all its ids."""
+    """Returns the ids that stand for no class. The first is the one for pixels that nothing is known of: `unlabeled` or
+    the smallest that is ignored, or 255 if the table scores all its ids."""
     ignored = sorted(label.id for label in table if label.ignored)
     unlabeled = [label.id for label in table if label.ignored and label.name == 'unlabeled']
     return list(dict.fromkeys([*unlabeled, *ignored])) or [IGNORED]
 
 
 def colors(table: Table) -> np.ndarray:
-    """uint8 [256, 3]: the colour of each label id; black for ids not in the table."""
+    """Returns uint8 [256, 3]: the colour of each label id; black for ids not in the table."""
     palette = np.zeros((256, 3), np.uint8)
     for label in table:
         palette[label.id] = label.color

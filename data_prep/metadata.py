@@ -50,7 +50,7 @@ def write(
 
 
 def format_manifest(manifest: dict) -> str:
-    """The manifest's file. Its last field is the digest of what it says without that field.
+    """Returns the manifest's file. Its last field is the digest of what it says without that field.
 
     The format is canonical: a file that reads the same but is written differently was changed.
     """

@@ -38,17 +38,17 @@ _PILLOW_ERRORS = (UnidentifiedImageError, Image.DecompressionBombError, OSError,
 
 
 def is_compiled() -> bool:
-    """Whether the compiled reader is in use; if not, SLOW_READER_REMEDY says what to do."""
+    """Says whether the compiled reader is in use; if not, SLOW_READER_REMEDY says what to do."""
     return unfilter is not None
 
 
 def describe_reader() -> str:
-    """Which reader of PNG files is in use, in a few words for a person."""
+    """Says which reader of PNG files is in use, in a few words for a person."""
     return 'compiled' if is_compiled() else 'Pillow, which decodes whole images and is several times as slow'
 
 
 def image_size(encoded: bytes) -> tuple[int, int]:
-    """Height and width of a PNG or JPEG file, pixels, by its header.
+    """Returns the height and width of a PNG or JPEG file, pixels, by its header.
 
     Raises:
       ValueError: if there is no such header.
@@ -67,7 +67,7 @@ def image_size(encoded: bytes) -> tuple[int, int]:
 
 
 def decode(encoded: bytes) -> Image.Image:
-    """The whole of a PNG or JPEG file of any kind, decoded by Pillow.
+    """Decodes the whole of a PNG or JPEG file of any kind by Pillow.
 
     Raises:
       ValueError: if it cannot be decoded to its end.
@@ -81,7 +81,7 @@ def decode(encoded: bytes) -> Image.Image:
 
 
 def read_window(encoded: bytes, window: tuple[int, int, int, int], *, channels: int) -> np.ndarray:
-    """The pixels of a window.
+    """Reads the pixels of a window.
 
     Args:
       encoded: a PNG file.

@@ -13,7 +13,7 @@ _NEVER_DRAWN = {'license plate'}  # label id -1
 
 
 def draw(content: bytes, table: labels.Table, background: int) -> Image.Image:
-    """A one-channel image of label ids; later objects cover earlier ones.
+    """Draws a one-channel image of label ids; later objects cover earlier ones.
 
     Args:
       content: the JSON file.

@@ -59,14 +59,14 @@ class Split:
         return len(self.image_ids)
 
     def digest(self) -> str:
-        """SHA-256 of which examples lie where, wherever the folder is: equal for equal copies of it."""
+        """Returns the SHA-256 of which examples lie where, wherever the folder is: equal for equal copies of it."""
         arrays = (self.shard, self.offset, self.length, self.height, self.width, self.labelled)
         names = [*map(os.path.basename, self.paths), *self.image_ids]
         return hashlib.sha256(b''.join(array.tobytes() for array in arrays) + '\n'.join(names).encode()).hexdigest()
 
 
 def read_example(split: Split, example: int) -> dict[str, bytes]:
-    """The encoded features of one example of a split."""
+    """Reads the encoded features of one example of a split."""
     path = split.paths[split.shard[example]]
     return tfrecord.parse(tfrecord.read_record(path, int(split.offset[example]), int(split.length[example])))
 
@@ -76,19 +76,19 @@ def index_file(split: str) -> str:
 
 
 def read_label_table(data_dir: epath.PathLike) -> labels.Table:
-    """The folder's label table; Cityscapes's if it has none."""
+    """Reads the folder's label table; Cityscapes's if it has none."""
     path = epath.Path(data_dir) / labels.FILE
     return labels.read(path) if path.exists() else labels.CITYSCAPES
 
 
 def read_manifest(data_dir: epath.PathLike) -> dict | None:
-    """The folder's manifest; None for a folder that TFDS built."""
+    """Reads the folder's manifest; None for a folder that TFDS built."""
     path = epath.Path(data_dir) / MANIFEST
     return files.read_json(path) if path.exists() else None
 
 
 def class_pixels(data_dir: epath.PathLike, splits: tuple[str, ...]) -> np.ndarray | None:
-    """int64 [256]: pixels per label id in those splits; None for a folder without a manifest."""
+    """Returns int64 [256]: pixels per label id in those splits; None for a folder without a manifest."""
     manifest = read_manifest(data_dir)
     if manifest is None:
         return None
@@ -100,7 +100,7 @@ def class_pixels(data_dir: epath.PathLike, splits: tuple[str, ...]) -> np.ndarra
 
 
 def check_files(data_dir: epath.Path, manifest: dict) -> list[str]:
-    """Problems of the files around the shards, and shards that are missing, too many or of another size.
+    """Lists problems of the files around the shards, and shards that are missing, too many or of another size.
 
     Their content is left to data_prep.verify_tfrecords.
     """
@@ -123,7 +123,7 @@ def check_files(data_dir: epath.Path, manifest: dict) -> list[str]:
 
 
 def split_sizes(data_dir: epath.PathLike) -> dict[str, int]:
-    """Split name -> number of examples, by TFDS's metadata."""
+    """Returns the number of examples of each split, by TFDS's metadata."""
     return {split: sum(lengths) for split, lengths in shard_lengths(data_dir).items()}
 
 
@@ -170,7 +170,7 @@ def read_split(data_dir: epath.PathLike, names: str) -> Split:
 
 
 def format_index(split: str, shards: list[dict]) -> str:
-    """The index file of a split.
+    """Returns the index file of a split.
 
     Args:
       split: its name.

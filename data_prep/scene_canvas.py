@@ -49,19 +49,19 @@ class Canvas:
     counts: dict[int, int] = dataclasses.field(default_factory=dict)
 
     def at(self, x: float, s: float, height: float = 0.0) -> Point:
-        """Picture coordinates (0..1 each) of a point `height` above the ground."""
+        """Returns the picture coordinates (0..1 each) of a point `height` above the ground."""
         across = self.center + x * s + self.bend * (1 - s) ** 2 * s
         return across, self.horizon + (1 - self.horizon) * s - height * s
 
 
 def blotches(rng: np.random.Generator, size: tuple[int, int], cells: int) -> np.ndarray:
-    """Smooth noise float32 [h, w] of about -1..1 with that many cells over the picture's width."""
+    """Makes smooth noise float32 [h, w] of about -1..1 with that many cells over the picture's width."""
     small = rng.uniform(-1, 1, (max(2, round(cells * size[0] / size[1])), cells)).astype(np.float32)
     return np.asarray(Image.fromarray(small).resize(size[::-1], Image.Resampling.BICUBIC))
 
 
 def random_color(rng: np.random.Generator, low: float = 0.15, high: float = 0.8, saturation: float = 0.3) -> Color:
-    """Any hue: a random grey, each channel up to `saturation` away from it."""
+    """Returns any hue: a random grey, each channel up to `saturation` away from it."""
     return np.clip(rng.uniform(low, high) + saturation * rng.uniform(-0.5, 0.5, 3), 0.02, 0.98)
 
 
@@ -106,23 +106,23 @@ def darken(canvas: Canvas, shape: Sequence[Point], factor: float) -> None:
 
 
 def strip(canvas: Canvas, x1: float, x2: float, s1: float = 0.0, s2: float = 1.3) -> list[Point]:
-    """The strip of ground between two lateral places, as a polygon along the bend."""
+    """Returns the strip of ground between two lateral places, as a polygon along the bend."""
     scales = np.linspace(s1, s2, 16)
     return [canvas.at(x1, s) for s in scales] + [canvas.at(x2, s) for s in scales[::-1]]
 
 
 def upright(canvas: Canvas, x1: float, x2: float, s: float, bottom: float, top: float) -> list[Point]:
-    """A rectangle that faces the camera."""
+    """Returns a rectangle that faces the camera."""
     (left, low), (right, high) = canvas.at(x1, s, bottom), canvas.at(x2, s, top)
     return [(left, low), (right, low), (right, high), (left, high)]
 
 
 def facade(canvas: Canvas, x: float, s1: float, s2: float, bottom: float, top: float) -> list[Point]:
-    """A rectangle along the street, from scale s1 to s2."""
+    """Returns a rectangle along the street, from scale s1 to s2."""
     return [canvas.at(x, s1, bottom), canvas.at(x, s2, bottom), canvas.at(x, s2, top), canvas.at(x, s1, top)]
 
 
 def next_number(canvas: Canvas, label: int) -> int:
-    """The next instance number of a class."""
+    """Returns the next instance number of a class."""
     canvas.counts[label] = canvas.counts.get(label, -1) + 1
     return canvas.counts[label]

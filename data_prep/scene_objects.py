@@ -33,7 +33,7 @@ from data_prep.scene_canvas import (
 
 
 def building(canvas: Canvas, rng: np.random.Generator, x: float, s1: float, s2: float) -> None:
-    """A facade along the street with rows of windows, from scale s1 to s2, and at times its gable."""
+    """Paints a facade along the street with rows of windows, from scale s1 to s2, and at times its gable."""
     height, color = rng.uniform(0.5, 1.8), random_color(rng, 0.2, 0.85, 0.35)
     side, lit = np.sign(x), 1.1 if np.sign(x) != canvas.light else 0.75
     front = upright(canvas, x, x + side * 3, s2, 0, height)  # the gable towards the camera
@@ -64,7 +64,7 @@ def _foliage(canvas: Canvas, rng: np.random.Generator, x: float, s: float, y: fl
 
 
 def tree(canvas: Canvas, rng: np.random.Generator, x: float, s: float) -> None:
-    """A trunk under a cloud of leaves."""
+    """Paints a trunk under a cloud of leaves."""
     height = rng.uniform(0.3, 0.8)
     trunk = rng.uniform(0.015, 0.04)
     fill(canvas, upright(canvas, x - trunk, x + trunk, s, 0, height), VEGETATION, random_color(rng, 0.1, 0.4, 0.15))
@@ -72,13 +72,13 @@ def tree(canvas: Canvas, rng: np.random.Generator, x: float, s: float) -> None:
 
 
 def hedge(canvas: Canvas, rng: np.random.Generator, x: float, s1: float, s2: float) -> None:
-    """Low foliage along the street, from scale s1 to s2."""
+    """Paints low foliage along the street, from scale s1 to s2."""
     for s in np.linspace(s1, s2, 5):
         _foliage(canvas, rng, x, s, rng.uniform(0.06, 0.15), (0.1, 0.05), 5)
 
 
 def fence(canvas: Canvas, rng: np.random.Generator, x: float, s1: float, s2: float) -> None:
-    """Bars along the street; what shows between them belongs to the fence, as in Cityscapes."""
+    """Paints bars along the street; what shows between them belongs to the fence, as in Cityscapes."""
     color, height = random_color(rng, 0.15, 0.85, 0.3), rng.uniform(0.24, 0.42)
     fill(canvas, facade(canvas, x, s1, s2, 0, height), FENCE, random_color(rng, 0.2, 0.6, 0.3), rough=0.05)
     bars = s1 * (s2 / s1) ** np.linspace(0, 1, rng.integers(8, 16) * 2)
@@ -102,7 +102,7 @@ def _shadow(canvas: Canvas, x1: float, x2: float, s: float) -> None:
 
 
 def car(canvas: Canvas, rng: np.random.Generator, s: float, half: float, walk: float) -> None:
-    """A car seen from ahead or behind, with its flank; an instance."""
+    """Paints a car seen from ahead or behind, with its flank; an instance."""
     x, wide, height = _on_road(rng, half), rng.uniform(0.15, 0.2), rng.uniform(0.2, 0.27)
     color, number = random_color(rng, 0.05, 0.9, 0.5), next_number(canvas, CAR)
     glass, dark = random_color(rng, 0.05, 0.3, 0.1), np.full(3, 0.05)
@@ -130,7 +130,7 @@ def car(canvas: Canvas, rng: np.random.Generator, s: float, half: float, walk: f
 
 
 def person(canvas: Canvas, rng: np.random.Generator, s: float, half: float, walk: float) -> None:
-    """Someone on a sidewalk or on the road; an instance."""
+    """Paints someone on a sidewalk or on the road; an instance."""
     x = _on_walk(rng, half, walk) if rng.random() < 0.75 else _on_road(rng, half)
     height, number = rng.uniform(0.34, 0.44), next_number(canvas, PERSON)
     coat, legs, skin = (
@@ -154,7 +154,7 @@ def person(canvas: Canvas, rng: np.random.Generator, s: float, half: float, walk
 
 
 def pole(canvas: Canvas, rng: np.random.Generator, s: float, half: float, walk: float) -> None:
-    """A pole with nothing, a sign or a lamp on it; now and then several in one."""
+    """Paints a pole with nothing, a sign or a lamp on it; now and then several in one."""
     x, height, thick = _on_walk(rng, half, 0.3 * walk), rng.uniform(0.5, 1.1), rng.uniform(0.016, 0.03)
     color = random_color(rng, 0.15, 0.8, 0.1)
     if rng.random() < 0.08:
@@ -187,26 +187,26 @@ def _sign(canvas: Canvas, rng: np.random.Generator, x: float, s: float, y: float
 
 
 def clutter(canvas: Canvas, rng: np.random.Generator, s: float, half: float, walk: float) -> None:
-    """Bins and benches: 'static' in Cityscapes, not scored."""
+    """Paints bins and benches: 'static' in Cityscapes, not scored."""
     x, wide = _on_walk(rng, half, walk), rng.uniform(0.04, 0.15)
     fill(canvas, upright(canvas, x - wide, x + wide, s, 0, rng.uniform(0.08, 0.2)), STATIC, random_color(rng))
 
 
 def guard_rail(canvas: Canvas, rng: np.random.Generator, s: float, half: float, walk: float) -> None:
-    """A band along the border of the road."""
+    """Paints a band along the border of the road."""
     x = rng.choice([-1, 1]) * half
     fill(canvas, facade(canvas, x, s, 2.2 * s, 0.05, 0.14), GUARD_RAIL, random_color(rng, 0.4, 0.8, 0.05))
 
 
 def moving_thing(canvas: Canvas, rng: np.random.Generator, s: float, half: float, walk: float) -> None:
-    """A dog or a cart: 'dynamic' in Cityscapes, not scored."""
+    """Paints a dog or a cart: 'dynamic' in Cityscapes, not scored."""
     x = _on_walk(rng, half, walk)
     body = upright(canvas, x - 0.08, x + 0.08, s, 0.03, 0.14)
     fill(canvas, [body[3], body[1]], DYNAMIC, random_color(rng), ellipse=True)
 
 
 def towed(canvas: Canvas, rng: np.random.Generator, s: float, half: float, walk: float) -> None:
-    """A caravan or a trailer on the road."""
+    """Paints a caravan or a trailer on the road."""
     x = _on_road(rng, half)
     label, height = (CARAVAN, 0.4) if rng.random() < 0.5 else (TRAILER, 0.22)
     number, color = next_number(canvas, label), random_color(rng, 0.4, 0.95, 0.15)
@@ -217,7 +217,7 @@ def towed(canvas: Canvas, rng: np.random.Generator, s: float, half: float, walk:
 
 
 def hood(canvas: Canvas, rng: np.random.Generator) -> None:
-    """The car that carries the camera, in most scenes."""
+    """Paints the car that carries the camera, in most scenes."""
     if rng.random() < 0.8:
         top, middle = rng.uniform(0.9, 0.97), rng.uniform(0.4, 0.6)
         fill(canvas, [(middle - 0.7, top), (middle + 0.7, 1.3)], EGO, random_color(rng, 0.05, 0.6, 0.1), ellipse=True)

@@ -42,12 +42,12 @@ class Settings:
 
     @functools.cached_property
     def void(self) -> list[int]:
-        """The label ids that count as no label; the first fills what is not labelled."""
+        """Returns the label ids that count as no label; the first fills what is not labelled."""
         return labels.void_ids(self.table)
 
     @functools.cached_property
     def known(self) -> set[int]:
-        """The ids that label files may hold."""
+        """Returns the ids that label files may hold."""
         return {label.id for label in self.table} | {self.void[0]}
 
 
@@ -81,7 +81,7 @@ class Example:
 
 
 def plan(pairs: list[cityscapes_layout.Pair], seed: int) -> dict[str, list[Shard]]:
-    """Split -> its shards: a seeded shuffle across cities, cut into shards of about equal count.
+    """Plans the shards of each split: a seeded shuffle across cities, cut into shards of about equal count.
 
     It depends on names and sizes of the files alone, so the same input gives the same shards.
     """
@@ -100,7 +100,7 @@ def plan(pairs: list[cityscapes_layout.Pair], seed: int) -> dict[str, list[Shard
 
 
 def note_path(data_dir: epath.PathLike, file: str) -> epath.Path:
-    """Where a worker leaves what is known of a shard: see `write_shard`."""
+    """Returns where a worker leaves what is known of a shard: see `write_shard`."""
     return epath.Path(data_dir) / record_folder.BUILDING / f'{file}.json'
 
 

@@ -27,7 +27,7 @@ def name_of(location: str) -> str:
 
 
 def read(root: epath.PathLike, location: str, size: int = -1) -> bytes:
-    """The first `size` bytes of a file, or all; those of a whole file in a zip are checked against its checksum.
+    """Reads the first `size` bytes of a file, or all; a whole file in a zip is checked against its checksum.
 
     Raises:
       READ_ERRORS: if it cannot be read.
@@ -38,7 +38,7 @@ def read(root: epath.PathLike, location: str, size: int = -1) -> bytes:
 
 
 def size_of(root: epath.PathLike, location: str) -> int:
-    """Bytes of a file. Raises READ_ERRORS if it is not there."""
+    """Returns the bytes of a file. Raises READ_ERRORS if it is not there."""
     archive, _, name = location.rpartition('!')
     if archive:
         return _archive(os.path.join(root, archive)).getinfo(name).file_size
@@ -47,7 +47,8 @@ def size_of(root: epath.PathLike, location: str) -> int:
 
 
 def list_all(root: epath.Path, kinds: tuple[str, ...]) -> dict[str, str]:
-    """Name -> location of all files below the folders `kinds`; a file in the tree goes before the same one in a zip.
+    """Lists all files below the folders `kinds`, name -> location; a file in the tree goes before the same one in a
+    zip.
 
     Raises:
       UserError: BAD_DATA if a zip file or folder cannot be read.

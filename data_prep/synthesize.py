@@ -43,14 +43,15 @@ _SMALLEST_SIDE = 64
 
 
 def stem(split: str, index: int) -> str:
-    """The name that the files of one scene share, with its folders: 'train/altenquell/altenquell_000000_000019'."""
+    """Returns the name that the files of one scene share, with its folders:
+    'train/altenquell/altenquell_000000_000019'."""
     cities = CITIES[split]
     city = cities[index % len(cities)]
     return f'{split}/{city}/{city}_{index // len(cities):06d}_{_FRAME:06d}'
 
 
 def paths(root: pathlib.Path, split: str, index: int) -> tuple[pathlib.Path, pathlib.Path, pathlib.Path]:
-    """The files of one scene: image, label ids, instance ids."""
+    """Returns the files of one scene: image, label ids, instance ids."""
     name = stem(split, index)
     return (
         root / 'leftImg8bit' / f'{name}_leftImg8bit.png',

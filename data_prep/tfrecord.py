@@ -25,29 +25,29 @@ FOOTER = struct.Struct('<I')  # masked CRC-32C of the data
 
 
 def masked_crc(*parts: bytes) -> int:
-    """The checksum of the TFRecord format: CRC-32C, rotated right by 15 bits plus a constant."""
+    """Returns the checksum of the TFRecord format: CRC-32C, rotated right by 15 bits plus a constant."""
     crc = functools.reduce(google_crc32c.extend, parts, 0)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 def frame(data: bytes) -> bytes:
-    """One TFRecord: length, checksum of the length, data, checksum of the data."""
+    """Returns one TFRecord: length, checksum of the length, data, checksum of the data."""
     return b''.join(frame_parts([data]))
 
 
 def frame_parts(parts: list[bytes]) -> list[bytes]:
-    """One TFRecord of data that comes in parts, in parts too: images are not copied to make one."""
+    """Returns one TFRecord of data that comes in parts, in parts too: images are not copied to make one."""
     length = struct.pack('<Q', sum(map(len, parts)))
     return [length, FOOTER.pack(masked_crc(length)), *parts, FOOTER.pack(masked_crc(*parts))]
 
 
 def record_bytes(length: int) -> int:
-    """Bytes in the shard of a record with `length` bytes of data."""
+    """Returns the bytes in the shard of a record with `length` bytes of data."""
     return HEADER.size + length + FOOTER.size
 
 
 def serialize_parts(features: dict[str, bytes]) -> list[bytes]:
-    """A tf.train.Example with one bytes value per feature, in parts that are yet to be joined.
+    """Returns a tf.train.Example with one bytes value per feature, in parts that are yet to be joined.
 
     Keys are sorted, so that the same features give the same bytes. The values are among the parts: images are not
     copied.
@@ -60,7 +60,7 @@ def serialize_parts(features: dict[str, bytes]) -> list[bytes]:
 
 
 def parse(example: bytes) -> dict[str, bytes]:
-    """The first bytes value of each feature of a serialized tf.train.Example.
+    """Returns the first bytes value of each feature of a serialized tf.train.Example.
 
     Raises:
       ValueError: if the bytes are not such an Example.
@@ -123,7 +123,7 @@ def _opened(path: str) -> IO[bytes]:
 
 
 def read_at(path: str, offset: int, size: int) -> bytes:
-    """Up to `size` bytes at `offset`; local files stay open for all threads, those read most recently."""
+    """Reads up to `size` bytes at `offset`; local files stay open for all threads, those read most recently."""
     if is_remote(path):
         with epath.Path(path).open('rb') as file:
             file.seek(offset)
@@ -133,7 +133,7 @@ def read_at(path: str, offset: int, size: int) -> bytes:
 
 
 def read_record(path: str, offset: int, length: int) -> bytes:
-    """The data of the record whose header lies at `offset` of the shard, both checksums checked.
+    """Reads the data of the record whose header lies at `offset` of the shard, and checks both checksums.
 
     Raises:
       UserError: BAD_DATA if the shard does not hold an intact record of that length there.

@@ -59,7 +59,7 @@ def check(data_dir: epath.PathLike, source: str | None, workers: int) -> dict | 
 
 
 def read_intact_manifest(data_dir: epath.Path) -> dict | None:
-    """The folder's manifest; None if it has none.
+    """Reads the folder's manifest; None if it has none.
 
     Raises:
       UserError: BAD_DATA if it is not as it was written.
@@ -82,7 +82,7 @@ def read_intact_manifest(data_dir: epath.Path) -> dict | None:
 def find_pairs(
     data_dir: epath.Path, manifest: dict | None, source: str
 ) -> tuple[dict[str, cityscapes_layout.Pair], list[str]]:
-    """Image id -> pair of the source, and problems: images that only one side has."""
+    """Finds the pair of the source for each image id, and problems: images that only one side has."""
     folders = {split: folder for folder, split in cityscapes_layout.SPLITS.items()}
     splits = [name for name, size in records.split_sizes(data_dir).items() if size]
     found = cityscapes_layout.scan(
@@ -111,7 +111,7 @@ def verify(
     pairs: dict[str, cityscapes_layout.Pair] | None,
     workers: int,
 ) -> list[str]:
-    """Problems of the shards, and of the manifest's sums over them."""
+    """Lists problems of the shards, and of the manifest's sums over them."""
     tasks, split_of = [], {}
     for name, size in records.split_sizes(data_dir).items():
         split = records.read_split(data_dir, name) if size else None

@@ -44,7 +44,7 @@ def _print_summary(data_dir: epath.Path, manifest: dict | None, source: str | No
 
 
 def describe(used: dict) -> str:
-    """In words, the flags that a folder was built with."""
+    """Returns, in words, the flags that a folder was built with."""
     image_format = 'images as in the source' if used['image_format'] == 'source' else f'{used["image_format"]} images'
     quality = f', quality {used["jpeg_quality"]}' if used['jpeg_quality'] else ''
     size = f'{used["size"][0]}x{used["size"][1]}' if used['size'] else 'original size'

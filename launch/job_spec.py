@@ -85,7 +85,7 @@ class JobSpec:
 
     @property
     def is_data_prep(self) -> bool:
-        """Whether the program is one of data_prep, which has no checkpoints and no GPUs."""
+        """Says whether the program is one of data_prep, which has no checkpoints and no GPUs."""
         return self.module.startswith('data_prep.')
 
 

@@ -15,7 +15,7 @@ _CONFIG = config_flags.DEFINE_config_file('config', None, 'Config file, e.g. con
 
 
 def checked() -> ConfigDict:
-    """The config, in which `validate` finds nothing wrong.
+    """Returns the config, in which `validate` finds nothing wrong.
 
     Raises:
       UserError: BAD_USAGE if there is none, BAD_CONFIG if it cannot work.
@@ -29,12 +29,12 @@ def checked() -> ConfigDict:
 
 
 def name() -> str:
-    """Of the config's file, without its folder and suffix."""
+    """Returns the name of the config's file, without its folder and suffix."""
     return pathlib.Path(config_flags.get_config_filename(flags.FLAGS['config'])).stem
 
 
 def arguments(command_line: list[str]) -> list[str]:
-    """Those of a command line that say what the config is, to start another program with the same one."""
+    """Returns the arguments that say what the config is, to start another program with the same one."""
     kept = []
     for argument, following in zip(command_line, [*command_line[1:], '-'], strict=True):
         if argument.lstrip('-').removeprefix('no').startswith('config'):

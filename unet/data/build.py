@@ -19,7 +19,7 @@ _iterators: list[
 
 
 def dropout_channels(config: ConfigDict) -> int:
-    """Channels of the dropout mask that each example brings; 0 without dropout."""
+    """Returns the channels of the dropout mask that each example brings; 0 without dropout."""
     return unet.bottom_channels(config.model.width, config.model.depth) if config.model.dropout else 0
 
 
@@ -96,13 +96,14 @@ def distributed_batches(
 
 
 def iterate(batches: tf.data.Dataset) -> Iterator:
-    """An iterator over distributed batches, which lives as long as the process."""
+    """Returns an iterator over distributed batches, which lives as long as the process."""
     _iterators.append(iter(batches))
     return _iterators[-1]
 
 
 def noise_batch(config: ConfigDict, images: int, *, seed: int = 0) -> dict[str, np.ndarray]:
-    """A batch as `input_pipeline.train_batches` yields it, of noise, with a void part of another size in each image."""
+    """Returns a batch as `input_pipeline.train_batches` yields it, of noise, with a void part of another size in each
+    image."""
     rng = np.random.default_rng(seed)
     height, width = config.data.crop
     label = rng.integers(0, 34, (images, height, width), dtype=np.uint8)

@@ -20,7 +20,7 @@ cv2.setNumThreads(0)  # tf.data decodes as many examples at a time as there are 
 def read_window(
     encoded: bytes, window: tuple[int, int, int, int], *, channels: int, fill: int, size: tuple[int, int] | None = None
 ) -> np.ndarray:
-    """A part of an encoded image, bordered where it reaches beyond.
+    """Reads a part of an encoded image, bordered where it reaches beyond.
 
     Args:
       encoded: a PNG or, if channels is 3, a JPEG file.
@@ -49,7 +49,7 @@ def read_window(
 
 
 def cut_window(image: np.ndarray, window: tuple[int, int, int, int], fill: int) -> np.ndarray:
-    """The same part of a decoded image uint8 [h, w, channels]."""
+    """Cuts the same part out of a decoded image uint8 [h, w, channels]."""
     inside = top, left, height, width = _clip(window, image.shape[:2])
     return _add_border(image[top : top + height, left : left + width], inside, window, fill)
 

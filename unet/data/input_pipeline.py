@@ -31,18 +31,18 @@ _DRAWS = 7  # random numbers per example: zoom, top, left, flip, brightness, con
 
 @functools.lru_cache(maxsize=4)
 def epoch_order(size: int, seed: int, epoch: int) -> np.ndarray:
-    """int64 [size]: the examples of an epoch in the order they are trained on."""
+    """Returns int64 [size]: the examples of an epoch in the order they are trained on."""
     return np.random.default_rng([seed, epoch]).permutation(size)
 
 
 def example_at(position: int, size: int, seed: int) -> int:
-    """The example of a split of `size` examples that stands at a position of the run."""
+    """Returns the example of a split of `size` examples that stands at a position of the run."""
     epoch, place = divmod(position, size)
     return int(epoch_order(size, seed, epoch)[place])
 
 
 def replica_positions(step: int, global_batch: int, replicas: int, replica: int) -> range:
-    """The positions that one replica trains on in the step after `step` completed ones."""
+    """Returns the positions that one replica trains on in the step after `step` completed ones."""
     share = global_batch // replicas
     first = step * global_batch + replica * share
     return range(first, first + share)
@@ -60,14 +60,15 @@ class Reader:
     failure: Exception | None = None
 
     def read(self, example: int) -> tuple[bytes, bytes]:
-        """The encoded image and label image."""
+        """Reads the encoded image and label image."""
         features = records.read_example(self.split, example)
         return features['image_left'], features['segmentation_label']
 
     def decode(
         self, example: int, encoded: tuple[bytes, bytes], window: tuple[int, int, int, int]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """A window of the image, uint8 [h, w, 3], mid-grey beyond its border, and of the label, [h, w, 1], void there.
+        """Decodes a window of the image, uint8 [h, w, 3], mid-grey beyond its border, and of the label, [h, w, 1], void
+        there.
 
         Raises:
           UserError: BAD_DATA, naming the image, if it or its label cannot be decoded.
@@ -85,7 +86,7 @@ class Reader:
             ) from error
 
     def size(self, example: int) -> tuple[int, int]:
-        """Height and width of the stored image."""
+        """Returns the height and width of the stored image."""
         return int(self.split.height[example]), int(self.split.width[example])
 
     def numpy_function(
@@ -172,7 +173,7 @@ def example_maker(
 def crop_window(
     size: tuple[int, int], crop: tuple[int, int], scale: tuple[float, float], draws: np.ndarray
 ) -> tuple[int, int, int, int]:
-    """The part of an image that becomes the crop.
+    """Returns the part of an image that becomes the crop.
 
     Args:
       size: height and width of the image.
@@ -214,7 +215,7 @@ def augment(
 
 
 def read_whole(reader: Reader, example: int, resize: tuple[int, int], smooth: bool) -> tuple[np.ndarray, np.ndarray]:
-    """A whole example, resized unless `resize` is (0, 0): image uint8 [h, w, 3] and label uint8 [h, w, 1]."""
+    """Reads a whole example, resized unless `resize` is (0, 0): image uint8 [h, w, 3], label uint8 [h, w, 1]."""
     image, label = reader.decode(example, reader.read(example), (0, 0, *reader.size(example)))
     if any(resize):
         image, label = decoding.resize(image, resize, smooth=smooth), decoding.resize(label, resize, smooth=False)
@@ -231,7 +232,7 @@ def train_batches(
     first: int,
     last: int | None = None,
 ) -> tf.data.Dataset:
-    """The training batches of one replica, or of several in turn.
+    """Makes the training batches of one replica, or of several in turn.
 
     Args:
       reader: of the training split; keeps the first error.

@@ -30,7 +30,7 @@ _READ_ERRORS = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 
 
 def find(patterns: Iterable[str], *, leave_out: Iterable[pathlib.Path] = ()) -> dict[str, pathlib.Path]:
-    """The images and videos that files, folders (with their subfolders) and globs stand for.
+    """Finds the images and videos that files, folders (with their subfolders) and globs stand for.
 
     Args:
       patterns: a path or a glob each. A file that is named as it stands is taken whatever its suffix.
@@ -80,7 +80,7 @@ def _is_wanted(file: pathlib.Path, leave_out: list[pathlib.Path]) -> bool:
 
 
 def count(sources: dict[str, pathlib.Path]) -> int:
-    """How many images the sources hold, as far as videos say beforehand."""
+    """Counts the images of the sources, as far as videos say beforehand."""
     total = 0
     for file in sources.values():
         frames = 1
@@ -92,7 +92,7 @@ def count(sources: dict[str, pathlib.Path]) -> int:
 
 
 def read(sources: dict[str, pathlib.Path], problems: list[str]) -> Iterator[tuple[str, np.ndarray]]:
-    """Names and images, uint8 [h, w, 3], in order; files are decoded ahead, on all cores.
+    """Yields names and images, uint8 [h, w, 3], in order; files are decoded ahead, on all cores.
 
     Args:
       sources: files by name. A video's frames get its name and their number, from 000000 on.
@@ -121,7 +121,7 @@ def read(sources: dict[str, pathlib.Path], problems: list[str]) -> Iterator[tupl
 
 
 def read_image(file: pathlib.Path) -> np.ndarray:
-    """An image file as uint8 [h, w, 3], turned upright by its EXIF orientation as viewers do; its alpha is ignored.
+    """Reads an image file as uint8 [h, w, 3], turned upright by its EXIF orientation; its alpha is ignored.
 
     Raises:
       OSError, ValueError, SyntaxError, Image.DecompressionBombError: if it is not a whole image.
@@ -171,7 +171,7 @@ def _read_video(file: pathlib.Path) -> Iterator[np.ndarray]:
 
 
 def batched(images: Iterable[tuple[str, np.ndarray]], most: int) -> Iterator[tuple[list[str], np.ndarray]]:
-    """Neighbours of one size together: names, and uint8 [b, h, w, 3] with b from 1 to `most`."""
+    """Yields neighbours of one size together: names, and uint8 [b, h, w, 3] with b from 1 to `most`."""
     for _, group in itertools.groupby(images, key=lambda item: item[1].shape):
         while part := list(itertools.islice(group, most)):
             names, pictures = zip(*part, strict=True)

@@ -13,7 +13,7 @@ from data_prep import records
 
 
 def evenly_spaced(split: records.Split, count: int) -> list[int]:
-    """The numbers of up to `count` examples, at even distances over the split."""
+    """Returns the numbers of up to `count` examples, at even distances over the split."""
     return np.linspace(0, len(split) - 1, min(count, len(split))).astype(int).tolist()
 
 
@@ -25,7 +25,7 @@ def read(split: records.Split, number: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def most_frequent_size(split: records.Split) -> tuple[int, int]:
-    """The height and width that most images of a split have."""
+    """Returns the height and width that most images of a split have."""
     sizes, counts = np.unique(np.stack([split.height, split.width], 1), axis=0, return_counts=True)
     height, width = sizes[counts.argmax()].tolist()
     return height, width

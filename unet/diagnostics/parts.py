@@ -48,8 +48,8 @@ class Part:
 def build(
     config: ConfigDict, data_dir: str, table: labels.Table, joined: cluster.Joined, names: Collection[str]
 ) -> Iterator[Part]:
-    """The parts of these names, each made when its turn comes; what only some of them need goes with the last of these,
-    so that its memory is not counted for the next."""
+    """Returns the parts of these names, each made when its turn comes; what only some of them need goes with the last
+    of these, so that its memory is not counted for the next."""
     class_pixels = None
     if config.loss.balanced:
         class_pixels = records.class_pixels(data_dir, config.data.train_splits)
@@ -186,7 +186,7 @@ def full_rounds(split: records.Split, together: int) -> records.Split:
 
 
 def same_batch_again(config: ConfigDict, strategy: tf.distribute.Strategy) -> tf.data.Dataset:
-    """A dataset that gives each replica one and the same batch of noise, from memory, without end."""
+    """Returns a dataset that gives each replica one and the same batch of noise, from memory, without end."""
     batch = data_build.noise_batch(config, config.global_batch // strategy.num_replicas_in_sync)
     return strategy.distribute_datasets_from_function(
         lambda _: tf.data.Dataset.from_tensors(batch).repeat().prefetch(tf.data.AUTOTUNE)

@@ -114,11 +114,11 @@ class _Training:
         return dict(zip(step.METRICS, self._strategy.experimental_local_results(row)[0].numpy(), strict=False))
 
     def values(self) -> list[np.ndarray]:
-        """Weights, statistics, slots and running means of this process's first replica."""
+        """Returns the weights, statistics, slots and running means of this process's first replica."""
         return [_local(variable)[0] for variable in self._variables()]
 
     def spread(self) -> float:
-        """The largest difference of a value between this process's replicas."""
+        """Returns the largest difference of a value between this process's replicas."""
         copies = map(_local, self._variables())
         return max(float(np.abs(value - values[0]).max()) for values in copies for value in values)
 

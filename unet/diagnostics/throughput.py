@@ -188,8 +188,8 @@ def _forget_peak_memory() -> None:
 
 
 def peak_memory() -> int:
-    """The most bytes that were in use at a time since `_forget_peak_memory`: on the fullest of this process's GPUs, or
-    by the process itself where there is no GPU."""
+    """Returns the most bytes that were in use at a time since `_forget_peak_memory`: on the fullest of this process's
+    GPUs, or by the process itself where there is no GPU."""
     if device_memory.local_gpus():
         return device_memory.gpu_peak_bytes()
     status = pathlib.Path('/proc/self/status').read_text()

@@ -35,12 +35,12 @@ class Timing:
 
     @property
     def images_per_second(self) -> float:
-        """The median over consecutive parts of the time, of each of which all calls count."""
+        """Returns the median over consecutive parts of the time, of each of which all calls count."""
         parts = np.array_split(self.seconds, min(_WINDOWS, len(self.seconds)))
         return float(np.median([self.images * len(part) / part.sum() for part in parts]))
 
     def milliseconds(self, percentile: float) -> float:
-        """A percentile of the milliseconds per step, for which each call counts as the mean of its steps."""
+        """Returns a percentile of the milliseconds per step, for which each call counts as the mean of its steps."""
         return 1000 * float(np.percentile(self.seconds, percentile)) / self.steps
 
 

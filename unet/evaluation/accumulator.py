@@ -81,7 +81,7 @@ def merge(counts: Iterable[Counts], table: labels.Table) -> Counts:
 
 
 def to_json(counts: Counts) -> dict[str, object]:
-    """The counts in the types of JSON."""
+    """Returns the counts in the types of JSON."""
     instances = None if counts.instances is None else counts.instances.tolist()
     return {
         'pairs': counts.pairs.tolist(),
@@ -92,7 +92,7 @@ def to_json(counts: Counts) -> dict[str, object]:
 
 
 def from_json(fields: Mapping[str, object]) -> Counts:
-    """The counts of which `to_json` made `fields`."""
+    """Returns the counts of which `to_json` made `fields`."""
     instances = fields['instances']
     return Counts(
         pairs=np.array(fields['pairs'], np.int64),
@@ -103,7 +103,8 @@ def from_json(fields: Mapping[str, object]) -> Counts:
 
 
 def scores(counts: Counts, confusion: np.ndarray, table: labels.Table) -> dict[str, float]:
-    """The scores of `metrics`, of `boundary_iou` and, if instances were counted, of `instance_iou`, as fractions.
+    """Returns the scores of `metrics`, of `boundary_iou` and, if instances were counted, of `instance_iou`, as
+    fractions.
 
     Args:
       counts: of all images of a split.

@@ -152,7 +152,7 @@ def measure(instances: np.ndarray, prediction: np.ndarray, table: labels.Table) 
 
 
 def scores(rows: np.ndarray, confusion: np.ndarray, table: labels.Table) -> dict[str, float]:
-    """The instance-weighted scores, as fractions.
+    """Returns the instance-weighted scores, as fractions.
 
     Args:
       rows: int64 [n, 4], the instances of all images as `measure` gives them.

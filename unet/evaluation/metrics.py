@@ -47,14 +47,14 @@ def count_pairs(truth: np.ndarray, prediction: np.ndarray, num_ids: int) -> np.n
 
 
 def iou(hits: int, missed: int, false: int) -> float:
-    """Intersection over union; NaN where there is nothing to find and nothing was found."""
+    """Returns the intersection over union; NaN where there is nothing to find and nothing was found."""
     union = hits + missed + false
     return float(hits / union) if union else float('nan')
 
 
 def class_iou(confusion: np.ndarray, table: labels.Table) -> dict[str, float]:
-    """Intersection over union of each scored class, by the official rules; NaN for a class that neither occurs nor is
-    predicted.
+    """Returns the intersection over union of each scored class, by the official rules; NaN for a class that neither
+    occurs nor is predicted.
 
     True pixels of ignored ids do not make false positives; a pixel of a scored class that is predicted as an ignored id
     is a miss.
@@ -72,19 +72,21 @@ def class_iou(confusion: np.ndarray, table: labels.Table) -> dict[str, float]:
 
 
 def false_positives(confusion: np.ndarray, table: labels.Table, predicted: list[int]) -> int:
-    """Pixels predicted as one of the ids `predicted` whose true id is scored and is none of these."""
+    """Returns the pixels predicted as one of the ids `predicted` whose true id is scored and is none of these."""
     others = [label.id for label in labels.classes(table) if label.id not in predicted]
     return confusion[np.ix_(others, predicted)].sum()
 
 
 def categories(table: labels.Table) -> dict[str, list[int]]:
-    """The scored label ids of each category, categories in the order of the table; without those that score none."""
+    """Returns the scored label ids of each category, categories in the order of the table; without those that score
+    none."""
     names = dict.fromkeys(label.category for label in table if label.category and not label.ignored)
     return {name: [label.id for label in table if label.category == name and not label.ignored] for name in names}
 
 
 def category_iou(confusion: np.ndarray, table: labels.Table) -> dict[str, float]:
-    """Intersection over union of each category, whose scored classes are taken for one class; see `class_iou`."""
+    """Returns the intersection over union of each category, whose scored classes are taken for one class; see
+    `class_iou`."""
     scores = {}
     for name, ids in categories(table).items():
         hits = confusion[np.ix_(ids, ids)].sum()
@@ -94,7 +96,7 @@ def category_iou(confusion: np.ndarray, table: labels.Table) -> dict[str, float]
 
 
 def scores(confusion: np.ndarray, table: labels.Table) -> dict[str, float]:
-    """All scores that a confusion matrix holds, as fractions.
+    """Returns all scores that a confusion matrix holds, as fractions.
 
     Returns:
       'eval/miou': the official mean over the scored classes, left out are classes that neither occur nor are predicted;
@@ -127,8 +129,9 @@ def scores(confusion: np.ndarray, table: labels.Table) -> dict[str, float]:
 
 
 def iou_of_all_ids(confusion: np.ndarray, table: labels.Table) -> dict[str, float]:
-    """Intersection over union of every label id by its name, all ids counting alike, void ones too: the plain mean over
-    a model's own 34 outputs that the blog post scored by. NaN for an id that neither occurs nor is predicted."""
+    """Returns the intersection over union of every label id by its name, all ids counting alike, void ones too: the
+    plain mean over a model's own 34 outputs that the blog post scored by. NaN for an id that neither occurs nor is
+    predicted."""
     names = {label.id: label.name for label in table}
     hits, true, predicted = np.diag(confusion), confusion.sum(1), confusion.sum(0)
     return {
@@ -138,7 +141,7 @@ def iou_of_all_ids(confusion: np.ndarray, table: labels.Table) -> dict[str, floa
 
 
 def mean(values: Iterable[float]) -> float:
-    """The mean of the values that exist; NaN if none does."""
+    """Returns the mean of the values that exist; NaN if none does."""
     values = [value for value in values if not np.isnan(value)]
     return float(sum(values) / len(values)) if values else float('nan')
 

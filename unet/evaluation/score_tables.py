@@ -28,7 +28,7 @@ _MEANS = {
 
 
 def of_classes(scores: dict[str, float], confusion: np.ndarray, table: labels.Table) -> str:
-    """The scores of each scored class, and its share of the ground truth's scored pixels.
+    """Returns the scores of each scored class, and its share of the ground truth's scored pixels.
 
     Args:
       scores: fractions by name, see `accumulator.scores`.
@@ -42,13 +42,14 @@ def of_classes(scores: dict[str, float], confusion: np.ndarray, table: labels.Ta
 
 
 def of_categories(scores: dict[str, float], table: labels.Table) -> str:
-    """The scores of each category; '' if the label table has no categories."""
+    """Returns the scores of each category; '' if the label table has no categories."""
     names = list(metrics.categories(table))
     return _table('category', names, scores, _CATEGORY_COLUMNS) if names else ''
 
 
 def of_all_ids(confusion: np.ndarray, table: labels.Table) -> str:
-    """The plain IoU of each label id that occurs or is predicted, void ones too, and its share of all pixels."""
+    """Returns the plain IoU of each label id that occurs or is predicted, void ones too, and its share of all
+    pixels."""
     found = {name: value for name, value in metrics.iou_of_all_ids(confusion, table).items() if not np.isnan(value)}
     pixels = {label.name: confusion[label.id].sum() for label in table}
     shares = np.array([pixels[name] for name in found]) / max(confusion.sum(), 1)
@@ -56,7 +57,7 @@ def of_all_ids(confusion: np.ndarray, table: labels.Table) -> str:
 
 
 def of_means(scores: dict[str, float]) -> str:
-    """The means other than mIoU, on one line."""
+    """Returns the means other than mIoU, on one line."""
     return '  '.join(f'{name} {_per_cent(scores[key])} %' for name, key in _MEANS.items() if key in scores)
 
 

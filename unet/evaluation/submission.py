@@ -64,7 +64,7 @@ def prepare(folder: str | os.PathLike, split: records.Split, manifest: dict | No
 
 
 def paths(folder: str | os.PathLike, split: records.Split) -> list[pathlib.Path]:
-    """The path of each example's file in the folder of a submission."""
+    """Returns the path of each example's file in the folder of a submission."""
     return [pathlib.Path(folder, image_id + _SUFFIX) for image_id in split.image_ids]
 
 

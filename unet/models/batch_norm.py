@@ -72,7 +72,7 @@ def _synchronized_norm(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor) -> tuple
     replicas = context.num_replicas_in_sync
 
     def mean_over_replicas(values: tf.Tensor) -> tf.Tensor:
-        """[k, channels], each the replica's sum over pixels -> its mean over all pixels of all replicas."""
+        """Turns [k, channels], sums over the replica's pixels, into means over the pixels of all replicas."""
         if replicas > 1:
             values = context.all_reduce(tf.distribute.ReduceOp.SUM, values)
         return values / tf.cast(tf.size(x) // x.shape[-1] * replicas, values.dtype)

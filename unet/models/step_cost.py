@@ -82,17 +82,18 @@ def estimate(model: keras.Model, *, slots: int) -> Cost:
 
 
 def step_bytes(cost: Cost, images: int) -> int:
-    """Memory of a device that computes so many images at a time."""
+    """Returns the memory of a device that computes so many images at a time."""
     return cost.state_bytes + images * (cost.activation_bytes + cost.in_flight_bytes)
 
 
 def largest_microbatch(cost: Cost, memory: int) -> int:
-    """Images that a device of so many bytes can compute at a time; 0 if not even one."""
+    """Returns the images that a device of so many bytes can compute at a time; 0 if not even one."""
     return max(0, (memory - cost.state_bytes) // (cost.activation_bytes + cost.in_flight_bytes))
 
 
 def microbatches(cost: Cost, images: int, memory: int) -> Iterator[int]:
-    """Numbers of equal parts of so many images whose parts fit a device of so many bytes, from the smallest."""
+    """Returns the numbers of equal parts of so many images whose parts fit a device of so many bytes, from the
+    smallest."""
     most = largest_microbatch(cost, memory)
     return (number for number in range(1, images + 1) if images % number == 0 and images // number <= most)
 
@@ -118,7 +119,8 @@ def step_seconds(model: keras.Model, level_seconds: list[float]) -> float:
 def scaling_efficiency(
     cost: Cost, *, step_seconds: float, hosts: int, bytes_per_second: float, latency: float, microbatches: int
 ) -> float:
-    """Throughput of several hosts over so many times that of one, each with the same share of a larger batch.
+    """Returns the throughput of several hosts over so many times that of one, each with the same share of a larger
+    batch.
 
     A sum goes round a ring of n hosts in 2 (n - 1) messages, each a host's n-th part of it
     (https://doi.org/10.1016/j.jpdc.2008.09.002). The gradients are summed once all of them are there. What hosts wait

@@ -83,12 +83,12 @@ class Architecture:
 
     @property
     def policy(self) -> str:
-        """The dtype policy of all layers but the heads."""
+        """Returns the dtype policy of all layers but the heads."""
         return POLICIES[self.precision]
 
     @property
     def head_dtype(self) -> str:
-        """The dtype of images and logits."""
+        """Returns the dtype of images and logits."""
         return 'float64' if self.precision == 'float64' else 'float32'
 
 
@@ -121,7 +121,7 @@ def build_unet(arch: Architecture, image_size: tuple[int | None, int | None] = (
 
 
 def down(x: keras.KerasTensor, level: int, arch: Architecture) -> tuple[keras.KerasTensor, list[keras.KerasTensor]]:
-    """A level of the encoder: 2x2 max pooling (below the first) and a `conv_block`, whose results it returns."""
+    """Adds a level of the encoder: 2x2 max pooling (below the first) and a `conv_block`, whose results it returns."""
     if level:
         pool = layers.MaxPoolByReshape if arch.for_xla else keras.layers.MaxPooling2D
         x = pool(dtype=arch.policy, name=f'pool{level}')(x)
@@ -131,8 +131,8 @@ def down(x: keras.KerasTensor, level: int, arch: Architecture) -> tuple[keras.Ke
 def up(
     skip: keras.KerasTensor, x: keras.KerasTensor, level: int, arch: Architecture
 ) -> tuple[keras.KerasTensor, list[keras.KerasTensor]]:
-    """A level of the decoder: the level below at twice the size, joined with the encoder's output of this level, and a
-    `conv_block`, whose results it returns."""
+    """Adds a level of the decoder: the level below at twice the size, joined with the encoder's output of this
+    level, and a `conv_block`, whose results it returns."""
     channels = arch.width * 2**level
     return conv_block(join(skip, double(x, channels, f'up{level}', arch), level, arch), channels, f'up{level}', arch)
 
@@ -140,7 +140,7 @@ def up(
 def conv_block(
     x: keras.KerasTensor, channels: int, name: str, arch: Architecture
 ) -> tuple[keras.KerasTensor, list[keras.KerasTensor]]:
-    """Two 3x3 convolutions, each with ReLU and normalisation; if residual, the input is added before the second ReLU.
+    """Adds two 3x3 convolutions, each with ReLU and normalisation; if residual, with the input before the second ReLU.
 
     Returns:
       The output, and the tensors between the two convolutions that it is computed from.
@@ -162,7 +162,7 @@ def conv_block(
 def conv(
     x: keras.KerasTensor, channels: int, size: int, name: str, arch: Architecture, activation: str | None = None
 ) -> keras.KerasTensor:
-    """A convolution of size x size pixels."""
+    """Adds a convolution of size x size pixels."""
     return keras.layers.Conv2D(
         channels,
         size,
@@ -175,7 +175,7 @@ def conv(
 
 
 def normalize(x: keras.KerasTensor, name: str, arch: Architecture) -> keras.KerasTensor:
-    """Batch or group normalisation, or none."""
+    """Adds batch or group normalisation, or none."""
     if arch.norm == 'batch':
         return batch_norm.BatchNorm(arch.norm_momentum, arch.synchronized, dtype=arch.policy, name=name)(x)
     if arch.norm == 'group':
@@ -185,7 +185,8 @@ def normalize(x: keras.KerasTensor, name: str, arch: Architecture) -> keras.Kera
 
 
 def double(x: keras.KerasTensor, channels: int, name: str, arch: Architecture) -> keras.KerasTensor:
-    """[b, h, w, c] -> [b, 2h, 2w, channels], by a transposed convolution or by interpolation and a 1x1 convolution."""
+    """Doubles height and width, [b, h, w, c] -> [b, 2h, 2w, channels], by a transposed convolution or by interpolation
+    and a 1x1 convolution."""
     if arch.up == 'resize':
         x = layers.BilinearDouble(dtype=arch.policy, name=f'{name}_resize')(x)
         x = conv(x, channels, 1, f'{name}_up', arch, 'relu')
@@ -203,7 +204,7 @@ def double(x: keras.KerasTensor, channels: int, name: str, arch: Architecture) -
 
 
 def join(skip: keras.KerasTensor, x: keras.KerasTensor, level: int, arch: Architecture) -> keras.KerasTensor:
-    """The encoder's output, cropped if unpadded, and the decoder's: one after the other, or their sum."""
+    """Joins the encoder's output, cropped if unpadded, with the decoder's: one after the other, or as their sum."""
     if arch.padding == 'valid':
         margin = _skip_margin(level, arch.depth)
         skip = keras.layers.Cropping2D(margin, dtype=arch.policy, name=f'skip{level}_crop')(skip)
@@ -212,7 +213,7 @@ def join(skip: keras.KerasTensor, x: keras.KerasTensor, level: int, arch: Archit
 
 
 def auxiliary_head(x: keras.KerasTensor, arch: Architecture) -> keras.KerasTensor:
-    """Logits of a decoder level by a 3x3 and a 1x1 convolution."""
+    """Adds a 3x3 and a 1x1 convolution that make logits of a decoder level."""
     x = conv(x, AUXILIARY_CHANNELS, 3, 'auxiliary_conv', arch, 'relu')
     return _logits(normalize(x, 'auxiliary_norm', arch), 'auxiliary_logits', arch)
 

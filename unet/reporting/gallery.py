@@ -94,7 +94,8 @@ def score_images(
 
 
 def best_and_worst(scores: list[dict[str, float]], count: int) -> tuple[list[str], list[str]]:
-    """Ids of the images with the highest and the lowest mean score over all runs, `count` of each, none twice."""
+    """Returns the ids of the images with the highest and the lowest mean score over all runs, `count` of each, none
+    twice."""
     common = set.intersection(*(set(own) for own in scores))
     means = {image_id: float(np.mean([own[image_id] for own in scores])) for image_id in common}
     ranked = sorted((mean, image_id) for image_id, mean in means.items() if not np.isnan(mean))

@@ -121,7 +121,7 @@ def _read_evaluation(file: pathlib.Path, path: str | None) -> dict | None:
 
 
 def best_scores(run: Run) -> tuple[dict[str, float | None], str]:
-    """The run's best scores and where they are from: unet.evaluate, or the best evaluation during training."""
+    """Returns the run's best scores and where they are from: unet.evaluate, or the best evaluation during training."""
     if run.evaluation:
         return run.evaluation['scores'], f'unet.evaluate on {run.evaluation["images"]} images'
     evaluated = [line for line in run.metrics if line.get(run.best_metric) is not None]

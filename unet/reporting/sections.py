@@ -32,7 +32,7 @@ _MOST_SIZES = 3  # image sizes named per split
 
 
 def summary(runs: list[Run]) -> list[dict]:
-    """The rows of the summary, without those that no run has a value for.
+    """Returns the rows of the summary, without those that no run has a value for.
 
     Returns:
       Of each row its 'title' and its 'cells': per run the value as text, and whether it is the best of several.
@@ -97,7 +97,7 @@ def _parameters(run: Run) -> int | None:
 
 
 def curves(runs: list[Run]) -> list[dict]:
-    """The charts over steps, without those that no run has a value for.
+    """Returns the charts over steps, without those that no run has a value for.
 
     Returns:
       Of each chart its 'title', its 'svg', and as 'keys' the names of its lines if there are several.
@@ -121,7 +121,7 @@ def curves(runs: list[Run]) -> list[dict]:
 
 
 def classes(runs: list[Run]) -> list[dict]:
-    """The rows of the table of classes, one per scored class.
+    """Returns the rows of the table of classes, one per scored class.
 
     Returns:
       Of each row its 'label', per run its IoU as 'ious', and the 'best' of several; with the confusion matrix of the
@@ -159,7 +159,7 @@ def _iou(run: Run, name: str) -> float | None:
 
 
 def confusion_matrix(confusion: np.ndarray, table: labels.Table) -> dict:
-    """A confusion matrix by share of each true class, of the ids that are scored or predicted for such.
+    """Returns a confusion matrix by share of each true class, of the ids that are scored or predicted for such.
 
     Args:
       confusion: int64 [n, n] in label ids, rows true ids, columns predicted ids.
@@ -185,7 +185,7 @@ def confusion_matrix(confusion: np.ndarray, table: labels.Table) -> dict:
 
 
 def dataset(data_dir: str, table: labels.Table) -> dict:
-    """The record folder that the runs learn from.
+    """Returns the record folder that the runs learn from.
 
     Args:
       data_dir: the record folder.
@@ -229,7 +229,7 @@ def dataset(data_dir: str, table: labels.Table) -> dict:
 
 
 def configs(runs: list[Run]) -> dict:
-    """What sets the configs apart: one run from the defaults, several from each other.
+    """Returns what sets the configs apart: one run from the defaults, several from each other.
 
     Returns:
       As 'differing' the 'name' of each such field, its 'usual' value and its 'values' per run, and as 'whole' the name
@@ -247,7 +247,7 @@ def configs(runs: list[Run]) -> dict:
 
 
 def percent(share: float | None, digits: int = 2) -> str:
-    """A fraction in per cent, or a dash if there is none."""
+    """Returns a fraction in per cent, or a dash if there is none."""
     return '–' if share is None or math.isnan(share) else f'{100 * share:.{digits}f} %'
 
 

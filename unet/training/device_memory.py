@@ -17,12 +17,12 @@ _USABLE = 0.9  # of a device's memory; the rest is for what the estimate does no
 
 
 def local_gpus() -> list[str]:
-    """This process's own GPUs; TensorFlow's logical devices are those of all hosts."""
+    """Returns this process's own GPUs; TensorFlow's logical devices are those of all hosts."""
     return [f'GPU:{number}' for number in range(len(tf.config.list_physical_devices('GPU')))]
 
 
 def gpu_peak_bytes() -> int:
-    """Most that was in use at a time on the fullest of this process's GPUs; 0 if there is none."""
+    """Returns the most that was in use at a time on the fullest of this process's GPUs; 0 if there is none."""
     return max((tf.config.experimental.get_memory_info(name)['peak'] for name in local_gpus()), default=0)
 
 
@@ -32,7 +32,8 @@ def forget_gpu_peak() -> None:
 
 
 def device_bytes(virtual_devices: int = 0) -> int:
-    """Memory that one device of this process may use: of the smallest GPU, or this process's share of the host's."""
+    """Returns the memory that one device of this process may use: of the smallest GPU, or this process's share of the
+    host's."""
     gpus = [device.memory_limit for device in device_lib.list_local_devices() if device.device_type == 'GPU']
     if gpus and not virtual_devices:
         return min(gpus)
@@ -40,7 +41,8 @@ def device_bytes(virtual_devices: int = 0) -> int:
 
 
 def host_bytes() -> int:
-    """Memory that is available on this host, in this process's control group if that allows less (Linux)."""
+    """Returns the memory that is available on this host, in this process's control group if that allows less
+    (Linux)."""
     fields = dict(line.split(':') for line in pathlib.Path('/proc/meminfo').read_text().splitlines())
     free = [int(fields['MemAvailable'].split()[0]) * 1024]
     own = next((line[3:] for line in _lines('/proc/self/cgroup') if line.startswith('0::')), '/').strip('/')

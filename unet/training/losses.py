@@ -40,7 +40,7 @@ def make_losses(
     ohem_threshold: float = 0.7,
     ohem_min_fraction: float = 0.1,
 ) -> list[tuple[float, Numerator, Denominator]]:
-    """The losses of weight above zero, as (weight, numerator, denominator).
+    """Makes the losses of weight above zero, as (weight, numerator, denominator).
 
     Args:
       weights: of each of NAMES in the total.
@@ -78,7 +78,7 @@ def make_losses(
 
 
 def pixel_losses(logits: tf.Tensor, target: tf.Tensor, label_smoothing: float = 0.0) -> tf.Tensor:
-    """Cross entropy of each pixel, [batch, h, w]; 0 where the target is 255."""
+    """Returns the cross entropy of each pixel, [batch, h, w]; 0 where the target is 255."""
     classes = logits.shape[-1]
     others = label_smoothing / classes
     # In deterministic mode the op that takes class numbers has a gradient that scatters pixel by pixel, which XLA does
@@ -131,7 +131,8 @@ def _dice(logits: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
 
 
 def balanced_class_weights(pixels: list[int]) -> tuple[float, ...]:
-    """Class weights from the training pixels of each class: 1 / ln(1.02 + share), scaled so that the mean pixel has 1.
+    """Returns the class weights from the training pixels of each class: 1 / ln(1.02 + share), scaled so that the mean
+    pixel has 1.
 
     Source: https://arxiv.org/abs/1606.02147, section 5.1.
     """

@@ -31,7 +31,7 @@ class MetricsWriter:
         self._summaries = tf.summary.create_file_writer(str(events))
 
     def write(self, step: int, values: dict[str, float], pictures: dict[str, object] | None = None) -> None:
-        """One line with `step` and the values, which are also TensorBoard scalars; what is not finite is null.
+        """Writes one line with `step` and the values, also as TensorBoard scalars; what is not finite is null.
 
         Args:
           step: completed steps.

@@ -18,7 +18,7 @@ _POWER = 0.9
 
 
 def make_slots(name: str, variables: list[tf.Variable]) -> list[list[tf.Variable]]:
-    """The optimizer's memory: for each of its slots one zero variable per weight, updated alike on all replicas."""
+    """Makes the optimizer's memory: for each slot one zero variable per weight, updated alike on all replicas."""
     return [
         [
             tf.Variable(tf.zeros_like(variable), trainable=False, aggregation=tf.VariableAggregation.NONE)
@@ -29,7 +29,7 @@ def make_slots(name: str, variables: list[tf.Variable]) -> list[list[tf.Variable
 
 
 def learning_rate(step: tf.Tensor, *, peak: float, schedule: str, warmup_steps: int, num_steps: int) -> tf.Tensor:
-    """The rate of the update that follows `step` completed ones, in the dtype of `step` (a float)."""
+    """Returns the rate of the update that follows `step` completed ones, in the dtype of `step` (a float)."""
     one = tf.ones([], step.dtype)
     warmup = tf.minimum(one, (step + 1) / max(warmup_steps, 1))
     done = tf.clip_by_value((step - warmup_steps) / max(num_steps - warmup_steps, 1), 0 * one, one)
