@@ -21,8 +21,8 @@ from unet.training import build as training_build
 def step_and_batch(config: ConfigDict) -> tuple[Callable, dict[str, tf.Tensor]]:
     """The step of one device on a new model, compiled if the config says so, and a batch of noise."""
     model = model_build.build_model(config, labels.CITYSCAPES, replicas=1)
-    state = training_build.train_state(config, model)
-    step = tf.function(training_build.replica_step(config, model, state, labels.CITYSCAPES, 1, None))
+    state = training_build.make_train_state(config, model)
+    step = tf.function(training_build.make_replica_step(config, model, state, labels.CITYSCAPES, 1, None))
     batch = data_build.noise_batch(config, config.global_batch)
     return step, {name: tf.constant(values) for name, values in batch.items()}
 
@@ -32,8 +32,8 @@ def training_steps(config: ConfigDict, strategy: tf.distribute.Strategy, steps: 
     are done."""
     with strategy.scope():
         model = model_build.build_model(config, labels.CITYSCAPES, replicas=1)
-        state = training_build.train_state(config, model)
-    train_steps = training_build.train_steps(config, model, state, labels.CITYSCAPES, strategy, None)
+        state = training_build.make_train_state(config, model)
+    train_steps = training_build.make_train_steps(config, model, state, labels.CITYSCAPES, strategy, None)
     batches = data_build.iterate(parts.same_batch_again(config, strategy))
 
     def take_steps():

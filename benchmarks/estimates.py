@@ -73,6 +73,7 @@ def bytes_of_step(config: ConfigDict, dumps: pathlib.Path) -> tuple[int, int]:
     from data_prep import labels
     from unet.models import build as model_build
     from unet.models import step_cost
+    from unet.training import build as training_build
 
     config.runtime.jit_compile = 'on'
     step, batch = bare.step_and_batch(config)
@@ -82,7 +83,7 @@ def bytes_of_step(config: ConfigDict, dumps: pathlib.Path) -> tuple[int, int]:
     for path in dumps.iterdir():
         path.unlink()
     classes = len(model_build.id_of_class(config.labels, labels.CITYSCAPES))
-    return step_cost.step_bytes(model_build.estimate_cost(config, classes), config.global_batch), max(found.values())
+    return step_cost.step_bytes(training_build.estimate_cost(config, classes), config.global_batch), max(found.values())
 
 
 def _total(path: pathlib.Path) -> int:

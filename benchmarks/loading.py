@@ -232,7 +232,7 @@ def our_dataset(folder: pathlib.Path, side: str, last: int, first: int = 0, exam
         }
         split = dataclasses.replace(split, image_ids=tuple(f'{row}' for row in range(examples)), **arrays)
     batch = our_batch(side)
-    return data_build.train_batches(
+    return data_build.make_train_batches(
         our_config(side),
         input_pipeline.Reader(split),
         lambda number: input_pipeline.replica_positions(number, batch, 1, 0),

@@ -26,11 +26,12 @@ def main() -> None:
     from unet.diagnostics import throughput
     from unet.models import build as model_build
     from unet.models import step_cost
+    from unet.training import build as training_build
 
     before = throughput.peak_memory()
     step, batch = bare.step_and_batch(config)
     step(batch, tf.constant(0.0)).numpy()
-    cost = model_build.estimate_cost(config, len(model_build.id_of_class(config.labels, labels.CITYSCAPES)))
+    cost = training_build.estimate_cost(config, len(model_build.id_of_class(config.labels, labels.CITYSCAPES)))
     figures = {
         'config': config_flag.arguments(sys.argv[1:]),
         'peak_bytes': throughput.peak_memory(),

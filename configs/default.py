@@ -72,7 +72,8 @@ FIELDS: dict[str, Field] = {
     'loss.focal_gamma': Field(2.0, at_least=0),
     # Pixels whose true class has less probability than this are hard ...
     'loss.ohem_threshold': Field(0.7, at_least=0.01, at_most=1),
-    'loss.ohem_min_fraction': Field(0.1, at_least=0, at_most=1),  # ... and at least this share of each image's pixels
+    # ... and at least this share of each image's valid pixels.
+    'loss.ohem_min_fraction': Field(0.1, at_least=0, at_most=1),
     #
     # Optimizer
     'optimizer.name': Field('adam', choices=('adam', 'adamw', 'sgd')),  # 'sgd' has momentum
@@ -112,7 +113,7 @@ FIELDS: dict[str, Field] = {
     # A profiler trace of the steps after the first number up to the second, for TensorBoard.
     'profile.steps': Field((0, 0), check=validation.steps),
     #
-    # How it is computed; fields here do not change what is learnt
+    # How it is computed; fields here change nothing that is learnt, but for microbatches with model.norm='batch'
     'runtime.virtual_devices': Field(0, at_least=0),  # split the CPU; 0: all GPUs, or the CPU where there is none
     'runtime.deterministic': Field(False),  # bit-identical reruns, at some cost in speed on GPUs
     # XLA. 'auto': for the step of one device; for predictions on a GPU, and on a CPU in bfloat16.

@@ -16,6 +16,8 @@ from collections.abc import Callable, Mapping
 
 from ml_collections import ConfigDict
 
+LOSSES = ('cross_entropy', 'focal', 'ohem', 'dice')  # those that have a weight in config.loss
+
 Value = bool | int | float | str | tuple
 
 _NEW_NAMES = {
@@ -142,7 +144,7 @@ def _malformed(value: Value, default: Value) -> str:
 def _problems_between(config: ConfigDict) -> list[str]:
     """What cannot work about fields together, each of which is fine by itself."""
     problems = []
-    if not any(config.loss[name] > 0 for name in ('cross_entropy', 'focal', 'ohem', 'dice')):
+    if not any(config.loss[name] > 0 for name in LOSSES):
         problems.append('config.loss: give at least one loss a weight above 0')
     profiled = tuple(config.profile.steps)
     if profiled[1] > config.num_steps:

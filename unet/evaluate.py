@@ -127,7 +127,7 @@ def _evaluate(
         peer_seconds=runtime.peer_seconds,
         stall_seconds=runtime.stall_seconds,
         stop=stop,
-        equal=[(f'the split {split.name}', split.digest(), 'give all ranks the same records')],
+        compare=[(f'the split {split.name}', split.digest(), 'give all ranks the same records')],
     ) as joined:
         group, strategy, stall = joined.group, joined.strategy, joined.stall
         with strategy.scope():

@@ -58,7 +58,7 @@ def main() -> int:
         virtual_devices=runtime.virtual_devices,
         peer_seconds=runtime.peer_seconds,
         stall_seconds=runtime.stall_seconds,
-        equal=train.must_be_equal(config, [split, eval_split]),
+        compare=train.values_to_compare(config, [split, eval_split]),
     ) as joined:
         for check in _checks(config, workdir, split, eval_split, joined):
             joined.stall.progress()
@@ -100,7 +100,7 @@ def _checks(
     yield _attempt('workdir', f'{workdir} may be written to', lambda: workdir_files.check_writable(workdir))
     yield _attempt('config of the run', 'the same, or new', lambda: workdir_files.compare_config(workdir, config))
     class_pixels = records.class_pixels(_DATA_DIR.value, config.data.train_splits)
-    yield _attempt('losses', 'fit the classes', lambda: training_build.losses(config, table, class_pixels))
+    yield _attempt('losses', 'fit the classes', lambda: training_build.make_losses(config, table, class_pixels))
     if config.init_from:
         model = model_build.build_model(config, table, replicas=1)
         yield _attempt('init_from', 'fits', lambda: restore.init_from(config.init_from, model))

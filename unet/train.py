@@ -71,7 +71,7 @@ def train_and_evaluate(
                 peer_seconds=runtime.peer_seconds,
                 stall_seconds=runtime.stall_seconds,
                 stop=stop,
-                equal=must_be_equal(config, [train_split, eval_split]),
+                compare=values_to_compare(config, [train_split, eval_split]),
             )
         )
         strategy, replicas = joined.strategy, joined.replicas
@@ -85,12 +85,12 @@ def train_and_evaluate(
         joined.group.all_gather(None)  # the workdir is ours
         with strategy.scope():
             model = model_build.build_model(config, table, replicas=replicas)
-            state = training_build.train_state(config, model)
+            state = training_build.make_train_state(config, model)
         contents = tf.train.Checkpoint(model=model, state=state)
         restored = _restore(config, workdir, contents, joined.group)
         start = int(state.step.numpy())
         class_pixels = records.class_pixels(data_dir, config.data.train_splits)
-        train_steps = training_build.train_steps(config, model, state, table, strategy, class_pixels)
+        train_steps = training_build.make_train_steps(config, model, state, table, strategy, class_pixels)
         if joined.is_chief:  # only now, when it is sure that the run goes on with it
             workdir_files.write_config(workdir, config)
             files.write_atomically(os.path.join(workdir, labels.FILE), labels.to_json(table))
@@ -102,7 +102,7 @@ def train_and_evaluate(
         batches = None
         if start < config.num_steps:
             batches = data_build.iterate(
-                data_build.distributed_batches(config, strategy, joined.workers, reader, first_step=start)
+                data_build.make_distributed_batches(config, strategy, joined.workers, reader, first_step=start)
             )
         evaluate = _evaluator(config, workdir, contents, eval_split, table, joined, stop)
         run = _loop_run(config, workdir, contents, functools.partial(train_steps, batches), evaluate, joined, stop)
@@ -120,7 +120,7 @@ def train_and_evaluate(
         return scores
 
 
-def must_be_equal(config: ConfigDict, splits: list[records.Split]) -> list[tuple[str, str, str]]:
+def values_to_compare(config: ConfigDict, splits: list[records.Split]) -> list[tuple[str, str, str]]:
     """Returns code, config and data, which all ranks must have the same, as `cluster.join` takes them."""
     return [
         ('the code', _digest_of_code(), 'install the same version on all hosts'),
@@ -130,7 +130,7 @@ def must_be_equal(config: ConfigDict, splits: list[records.Split]) -> list[tuple
 
 
 def _digest_of_code() -> str:
-    """Of all of this project's modules that training uses."""
+    """Returns the SHA-256 of all modules of configs, data_prep, launch and unet."""
     root = pathlib.Path(__file__).parent.parent
     packages = ('configs', 'data_prep', 'launch', 'unet')
     modules = sorted(file for package in packages for file in (root / package).rglob('*.py'))
@@ -140,14 +140,16 @@ def _digest_of_code() -> str:
 def _with_found_microbatches(
     config: ConfigDict, workdir: str, table: labels.Table, joined: cluster.Joined
 ) -> ConfigDict:
-    """The config with the number of microbatches that the run to go on with has, or else the smallest that fits."""
+    """Returns the config with the microbatches of the run to go on with, as rank 0 reads it, or the fewest that fit."""
+    recorded = 0
     begun = checkpoint.list_newest_first(os.path.join(workdir, workdir_files.CHECKPOINTS))
-    if begun and os.path.exists(os.path.join(workdir, workdir_files.CONFIG)):
+    if joined.is_chief and begun and os.path.exists(os.path.join(workdir, workdir_files.CONFIG)):
         recorded = workdir_files.read_config(workdir).runtime.microbatches
-        if recorded and config.global_batch // joined.replicas % recorded == 0:
-            config = config.copy_and_resolve_references()
-            config.runtime.microbatches = recorded
-            return config
+    recorded = joined.group.all_gather(recorded)[0]
+    if recorded and config.global_batch // joined.replicas % recorded == 0:
+        config = config.copy_and_resolve_references()
+        config.runtime.microbatches = recorded
+        return config
     config = training_build.with_fitting_microbatches(config, table, joined.group, joined.replicas)
     checks.refuse([checks.batch(config, joined.replicas)])
     return config
@@ -185,7 +187,7 @@ def _loop_run(
     joined: cluster.Joined,
     stop: shutdown.StopRequest,
 ) -> loop.Run:
-    """What the loop works on, by the config."""
+    """Returns the parts of the run that the loop puts together, by the config."""
     start = int(contents.state.step.numpy())
     writer = metric_writer.MetricsWriter(workdir, last_step=start) if joined.is_chief else None
     return loop.Run(
@@ -240,7 +242,7 @@ def _evaluator(
     joined: cluster.Joined,
     stop: shutdown.StopRequest,
 ) -> Callable[[int, train_log.TrainLog], loop.Evaluation | None]:
-    """Makes what scores the whole split, and on the chief draws some of its images and the confusion matrix."""
+    """Returns a function that scores the whole split, and on the chief draws some images and the confusion matrix."""
     model, state = contents.model, contents.state
     weights = [variable.value for variable in model.trainable_variables]
     predict = inference_build.predictor(config, model, table)

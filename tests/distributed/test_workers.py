@@ -157,7 +157,7 @@ def test_the_environment_says_who_computes():
         ({'UNET_WORKERS': 'a:1'}, cluster.ALONE),
     ]
     for environ, expected in cases:
-        assert cluster.workers(environ) == expected, environ
+        assert cluster.read_workers(environ) == expected, environ
     for environ, text in [
         ({'TF_CONFIG': 'x'}, 'TF_CONFIG'),
         ({'UNET_WORKERS': 'a:1,b:2'}, 'UNET_RANK'),
@@ -169,7 +169,7 @@ def test_the_environment_says_who_computes():
         (pattern | {'UNET_WORKER_ADDRESS': 'train:33', 'UNET_RANK': '0'}, '{index}'),
     ]:
         with pytest.raises(entry.UserError, match=text) as failure:
-            cluster.workers(environ)
+            cluster.read_workers(environ)
         assert failure.value.status == entry.BAD_CONFIG
 
 

@@ -12,6 +12,7 @@ from launch import entry
 from tests import tiny
 from unet.models import build as model_build
 from unet.models import step_cost
+from unet.training import build as training_build
 
 
 @pytest.fixture(scope='module')
@@ -98,22 +99,22 @@ def test_expected_time_is_work_over_speed():
     one_convolution = 3 * 2 * 9 * config.model.width**2 * height * width / rate  # the same work on every level
     levels = [one_convolution] * config.model.depth
     seconds = step_cost.step_seconds(model_build.build_uninitialized(config, 19), levels)
-    assert seconds == pytest.approx(model_build.estimate_cost(config, 19).step_flops / rate)
+    assert seconds == pytest.approx(training_build.estimate_cost(config, 19).step_flops / rate)
     config.runtime.recompute = True
     again = step_cost.step_seconds(model_build.build_uninitialized(config, 19), levels)
-    assert again == pytest.approx(model_build.estimate_cost(config, 19).step_flops / rate)
+    assert again == pytest.approx(training_build.estimate_cost(config, 19).step_flops / rate)
     channels = config.model.width
     kept = (
         (2 * 9 * channels**2 + 8 * channels + 2 * channels * 19) * height * width
     )  # the last convolution and the head
-    assert again == pytest.approx(seconds + (model_build.estimate_cost(config, 19).forward_flops - kept) / rate)
+    assert again == pytest.approx(seconds + (training_build.estimate_cost(config, 19).forward_flops - kept) / rate)
     assert 1.3 * seconds < again < 4 / 3 * seconds
 
 
 def test_expected_scaling():
     """One host waits for nobody; of two, each sends its gradients once, of infinitely many twice. Small sums take as
     long however little they carry."""
-    cost = model_build.estimate_cost(cityscapes.get_config(), 19)
+    cost = training_build.estimate_cost(cityscapes.get_config(), 19)
     told = {'step_seconds': 1.0, 'bytes_per_second': float(cost.all_reduce_bytes), 'latency': 0.0, 'microbatches': 1}
     assert step_cost.scaling_efficiency(cost, hosts=1, **told) == 1
     assert step_cost.scaling_efficiency(cost, hosts=2, **told) == pytest.approx(1 / 2)

@@ -80,7 +80,6 @@ def test_what_cannot_work_is_told_with_its_remedy(tmp_path, data_dir):
 def test_a_batch_too_large_for_the_memory_is_found_in_parts(data_dir):
     import tensorflow as tf
 
-    from unet.models import build as model_build
     from unet.training import build as training_build
     from unet.training import device_memory
 
@@ -94,12 +93,12 @@ def test_a_batch_too_large_for_the_memory_is_found_in_parts(data_dir):
         if images > 3:
             raise tf.errors.ResourceExhaustedError(None, None, 'out of memory')
 
-    cost, memory = model_build.estimate_cost(config, 19), device_memory.usable_bytes()
+    cost, memory = training_build.estimate_cost(config, 19), device_memory.usable_bytes()
     assert device_memory.find_microbatches(cost, 12, memory, try_step) == 4
     assert tried == [12, 6, 4, 3]
     tried.clear()
     config.data.crop, config.model.width = (16_384, 16_384), 512  # the estimate spares the attempts
-    assert device_memory.find_microbatches(model_build.estimate_cost(config, 19), 12, memory, try_step) is None
+    assert device_memory.find_microbatches(training_build.estimate_cost(config, 19), 12, memory, try_step) is None
     assert not tried
     with pytest.raises(entry.UserError, match='not even one image of 16384x16384'):
         training_build.with_fitting_microbatches(config, labels.CITYSCAPES, None, replicas=2)

@@ -6,6 +6,7 @@ import tensorflow as tf
 from configs import default, validation
 from unet.models import build as model_build
 from unet.models import layers, step_cost, unet
+from unet.training import build as training_build
 
 
 @pytest.mark.parametrize('depth', [3, 4, 5, 6])
@@ -108,11 +109,11 @@ def test_the_estimate_counts_every_parameter_and_sum(options):
     config.loss.auxiliary = 0.4 if options.get('auxiliary') else 0.0
     model = unet.build_unet(unet.Architecture(19, width=8, depth=3, **options))
     expected = sum(int(np.prod(variable.shape)) for variable in model.trainable_variables)
-    cost = model_build.estimate_cost(config, num_classes=19)
+    cost = training_build.estimate_cost(config, num_classes=19)
     assert cost.parameters == expected
     assert cost.norm_sums == len(model.non_trainable_variables)  # a mean and a variance; a sum forward, one backward
     config.runtime.recompute = True
-    less = model_build.estimate_cost(config, num_classes=19)
+    less = training_build.estimate_cost(config, num_classes=19)
     assert less.activation_bytes < 0.75 * cost.activation_bytes and less.parameters == cost.parameters
     normalised = cost.norm_sums // 2
     kept = (1 + bool(options.get('auxiliary'))) * bool(normalised)  # the last, and the auxiliary head's
@@ -142,6 +143,6 @@ def test_doubling_is_bilinear_interpolation():
 def test_inference_needs_neither_dropout_nor_the_auxiliary_head():
     model = unet.build_unet(unet.Architecture(5, width=4, depth=3, dropout=True, auxiliary=True))
     images = np.random.default_rng(0).uniform(-1, 1, (2, 32, 48, 3)).astype(np.float32)
-    logits, auxiliary = model([images, np.ones((2, 1, 1, unet.bottom_channels(4, 3)))])
+    logits, auxiliary = model([images, np.ones((2, 1, 1, unet.bottleneck_channels(4, 3)))])
     assert auxiliary.shape == (2, 16, 24, 5)
     np.testing.assert_array_equal(unet.for_inference(model)(images), logits)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from configs.validation import LOSSES
 from unet.training import losses
 
 CLASSES = 4
@@ -53,7 +54,7 @@ def formula(name, logits, target):
 
 
 def make(name):
-    weights = dict.fromkeys(losses.NAMES, 0.0) | {name: 1.0}
+    weights = dict.fromkeys(LOSSES, 0.0) | {name: 1.0}
     ((_, numerator, denominator),) = losses.make_losses(
         weights,
         class_weights=CLASS_WEIGHTS,
@@ -65,7 +66,7 @@ def make(name):
     return numerator, denominator
 
 
-@pytest.mark.parametrize('name', losses.NAMES)
+@pytest.mark.parametrize('name', LOSSES)
 @pytest.mark.parametrize('seed', range(3))
 def test_loss_is_its_formula(name, seed):
     logits, target = example(seed)
@@ -75,7 +76,7 @@ def test_loss_is_its_formula(name, seed):
     np.testing.assert_allclose(denominator(tf.constant(target), tf.float64), expected[1], rtol=1e-12)
 
 
-@pytest.mark.parametrize('name', losses.NAMES)
+@pytest.mark.parametrize('name', LOSSES)
 def test_parts_add_up_to_the_whole(name):
     """Whatever replica an image is on, sums of numerators and denominators are those of the whole batch."""
     logits, target = map(tf.constant, example())
@@ -86,7 +87,7 @@ def test_parts_add_up_to_the_whole(name):
     np.testing.assert_allclose(sum(parts), denominator(target, tf.float64), rtol=1e-12)
 
 
-@pytest.mark.parametrize('name', losses.NAMES)
+@pytest.mark.parametrize('name', LOSSES)
 def test_all_ignored_is_zero_with_zero_gradient(name):
     numerator, denominator = make(name)
     logits, target = tf.Variable(tf.random.stateless_normal([2, 3, 3, CLASSES], [0, 0])), tf.fill([2, 3, 3], 255)
@@ -96,7 +97,7 @@ def test_all_ignored_is_zero_with_zero_gradient(name):
     assert float(denominator(target, tf.float32)) == 0.0
 
 
-@pytest.mark.parametrize('name', losses.NAMES)
+@pytest.mark.parametrize('name', LOSSES)
 def test_certain_and_wrong_stays_finite(name):
     numerator, _ = make(name)
     logits = tf.Variable(tf.one_hot(tf.zeros([1, 2, 2], tf.int32), CLASSES) * 1e4)
@@ -107,7 +108,7 @@ def test_certain_and_wrong_stays_finite(name):
 
 @pytest.mark.parametrize('gamma', [0.0, 0.5, 2.0])
 def test_focal_loss_has_a_slope_where_the_network_is_sure(gamma):
-    ((_, numerator, _),) = losses.make_losses(dict.fromkeys(losses.NAMES, 0.0) | {'focal': 1.0}, focal_gamma=gamma)
+    ((_, numerator, _),) = losses.make_losses(dict.fromkeys(LOSSES, 0.0) | {'focal': 1.0}, focal_gamma=gamma)
     logits = tf.Variable(tf.one_hot([[[0, 1, 2]]], CLASSES) * 200)  # where 1 - p is 0 in float32
     with tf.GradientTape() as tape:
         value = numerator(logits, tf.constant([[[0, 1, 3]]]))

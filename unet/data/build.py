@@ -20,10 +20,10 @@ _iterators: list[
 
 def dropout_channels(config: ConfigDict) -> int:
     """Returns the channels of the dropout mask that each example brings; 0 without dropout."""
-    return unet.bottom_channels(config.model.width, config.model.depth) if config.model.dropout else 0
+    return unet.bottleneck_channels(config.model.width, config.model.depth) if config.model.dropout else 0
 
 
-def example_maker(config: ConfigDict, reader: input_pipeline.Reader) -> Callable[[int], tuple[np.ndarray, ...]]:
+def make_example_maker(config: ConfigDict, reader: input_pipeline.Reader) -> Callable[[int], tuple[np.ndarray, ...]]:
     """Makes the function that makes the training example at a position, see `input_pipeline.example_maker`.
 
     Raises:
@@ -50,7 +50,7 @@ def example_maker(config: ConfigDict, reader: input_pipeline.Reader) -> Callable
     )
 
 
-def train_batches(
+def make_train_batches(
     config: ConfigDict,
     reader: input_pipeline.Reader,
     positions: Callable[[int], range],
@@ -65,7 +65,7 @@ def train_batches(
     """
     return input_pipeline.train_batches(
         reader,
-        example_maker(config, reader),
+        make_example_maker(config, reader),
         crop=tuple(config.data.crop),
         dropout_channels=dropout_channels(config),
         positions=positions,
@@ -74,7 +74,7 @@ def train_batches(
     )
 
 
-def distributed_batches(
+def make_distributed_batches(
     config: ConfigDict,
     strategy: tf.distribute.Strategy,
     workers: cluster.Workers,
@@ -86,12 +86,12 @@ def distributed_batches(
     replicas = strategy.num_replicas_in_sync
     local = replicas // workers.count  # a process's replicas take consecutive batches of its dataset
 
-    def positions(share: int) -> range:
-        done, replica = divmod(share, local)
+    def positions(batch_number: int) -> range:
+        done, replica = divmod(batch_number, local)
         return input_pipeline.replica_positions(done, config.global_batch, replicas, workers.rank * local + replica)
 
     return strategy.distribute_datasets_from_function(
-        lambda _: train_batches(config, reader, positions, first=first_step * local)
+        lambda _: make_train_batches(config, reader, positions, first=first_step * local)
     )
 
 

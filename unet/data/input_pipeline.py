@@ -143,19 +143,20 @@ def example_maker(
     Returns:
       A function of a position that returns what `train_batches` yields, without the batch.
     """
-    stored = np.stack([reader.split.height, reader.split.width], 1)  # height and width of each example
-    decoded = np.broadcast_to(resize, stored.shape) if any(resize) else stored
+    stored_sizes = np.stack([reader.split.height, reader.split.width], 1)  # height and width of each example
+    sizes = np.broadcast_to(resize, stored_sizes.shape) if any(resize) else stored_sizes  # of what crops are cut from
     load: example_cache.Load = functools.partial(read_whole, reader, resize=resize, smooth=resize_method == 'bilinear')
     if cache:
-        load = example_cache.in_memory(load) if cache_dir is None else example_cache.on_disk(load, decoded, cache_dir)
+        load = example_cache.in_memory(load) if cache_dir is None else example_cache.on_disk(load, sizes, cache_dir)
 
     def make_example(position: int) -> tuple[np.ndarray, ...]:
         example = example_at(position, len(reader.split), seed)
         # Drawn by a counter-based generator, https://doi.org/10.1145/2063384.2063405: of no state but its key.
         random = np.random.Generator(np.random.Philox(key=[position, seed]))
         draws = random.random(_DRAWS)
-        window = crop_window(decoded[example], crop, scale, draws[:3])
-        if cache or (decoded[example] != stored[example]).any():
+        window = crop_window(sizes[example], crop, scale, draws[:3])
+        needs_whole_image = cache or (sizes[example] != stored_sizes[example]).any()
+        if needs_whole_image:
             image, label = load(example)
             image, label = decoding.cut_window(image, window, _GREY), decoding.cut_window(label, window, IGNORED)
         else:

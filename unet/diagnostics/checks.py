@@ -23,6 +23,7 @@ from unet.diagnostics import device_speed
 from unet.distributed import cluster
 from unet.models import build as model_build
 from unet.models import step_cost
+from unet.training import build as training_build
 from unet.training import device_memory
 
 
@@ -76,10 +77,10 @@ def before_training(
     yield _png_reader()
     yield _data(data_dir)
     yield _labelled(split, eval_split)
-    yield _workers(split, cluster.place(strategy)[1])
+    yield _workers(split, cluster.rank_and_count(strategy)[1])
     yield _crop(config.data.crop, config.data.scale, config.data.resize, split)
     yield batch(config, replicas)
-    cost = model_build.estimate_cost(config, len(model_build.id_of_class(config.labels, table)))
+    cost = training_build.estimate_cost(config, len(model_build.id_of_class(config.labels, table)))
     share = -(-config.global_batch // replicas)
     yield _memory(
         cost,
@@ -222,7 +223,7 @@ def expected_time(
     """
     classes = len(model_build.id_of_class(config.labels, table))
     alone = expected_step_seconds(config, classes, strategy)
-    cost = model_build.estimate_cost(config, classes)
+    cost = training_build.estimate_cost(config, classes)
     share = config.global_batch // strategy.num_replicas_in_sync
     fitting = step_cost.microbatches(cost, share, device_memory.device_bytes(config.runtime.virtual_devices))
     microbatches = config.runtime.microbatches or next(fitting, share)
@@ -237,7 +238,7 @@ def expected_time(
             microbatches=microbatches,
         )
 
-    seconds = alone / efficiency(cluster.place(strategy)[1])
+    seconds = alone / efficiency(cluster.rank_and_count(strategy)[1])
     more = ', '.join(f'{100 * efficiency(hosts):.0f} % on {hosts}' for hosts in (2, 4, 8, 16))
     return Check(
         'expected time',

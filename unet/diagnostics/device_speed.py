@@ -75,7 +75,7 @@ def step_seconds(
     images = max(1, global_batch // replicas // max(microbatches, 1))
     image_seconds = step_cost.step_seconds(model, level_seconds(model, images, jit_compile))
     # The parts that a CPU is split into share its cores; GPUs compute side by side.
-    sharing = replicas if _device() == 'GPU' else cluster.place(strategy)[1]
+    sharing = replicas if _device() == 'GPU' else cluster.rank_and_count(strategy)[1]
     return global_batch / sharing * image_seconds
 
 

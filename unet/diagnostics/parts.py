@@ -73,7 +73,7 @@ def _training_parts(
     batches = train_steps = None
     if {'input_pipeline', 'end_to_end'} & set(names):
         reader = input_pipeline.Reader(records.read_split(data_dir, '+'.join(config.data.train_splits)))
-        batches = data_build.distributed_batches(config, joined.strategy, joined.workers, reader, first_step=0)
+        batches = data_build.make_distributed_batches(config, joined.strategy, joined.workers, reader, first_step=0)
     if 'input_pipeline' in names:
         yield Part('input_pipeline', share, 1, _taking(batches))
     if {'step', 'end_to_end'} & set(names):
@@ -132,8 +132,8 @@ def _training(
     """Builds a model of its own, which normalises as on so many replicas, and its compiled training steps."""
     with strategy.scope():
         model = model_build.build_model(config, table, replicas=replicas)
-        state = training_build.train_state(config, model)
-    return training_build.train_steps(config, model, state, table, strategy, class_pixels)
+        state = training_build.make_train_state(config, model)
+    return training_build.make_train_steps(config, model, state, table, strategy, class_pixels)
 
 
 def _stepping(train_steps: Callable, batches: tf.data.Dataset, steps: int) -> Callable[[], float]:

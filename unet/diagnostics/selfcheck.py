@@ -98,9 +98,9 @@ class _Training:
         self.replicas = strategy.num_replicas_in_sync
         with strategy.scope():
             model = model_build.build_model(config, table, replicas=self.replicas)
-            self.state = training_build.train_state(config, model)
+            self.state = training_build.make_train_state(config, model)
         self.contents = tf.train.Checkpoint(model=model, state=self.state)
-        replica_step = training_build.replica_step(config, model, self.state, table, self.replicas, None)
+        replica_step = training_build.make_replica_step(config, model, self.state, table, self.replicas, None)
         self._step = tf.function(lambda batch: strategy.run(replica_step, args=(batch, tf.constant(0.0))))
 
     def take_step(self, number: int, poisoned: int | None = None) -> dict[str, float]:

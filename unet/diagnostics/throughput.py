@@ -161,7 +161,7 @@ def _conditions(
     devices = strategy.num_replicas_in_sync
     images = config.global_batch // devices // config.runtime.microbatches
     classes = len(model_build.id_of_class(config.labels, table))
-    cost = model_build.estimate_cost(config, classes)
+    cost = training_build.estimate_cost(config, classes)
     gpus = len(device_memory.local_gpus())
     return Conditions(
         device='GPU' if gpus else 'CPU',
@@ -183,7 +183,7 @@ def _conditions(
 def _forget_peak_memory() -> None:
     device_memory.forget_gpu_peak()
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # glibc: what is free, which `entry.keep_freed_memory` keeps
+    ctypes.CDLL(None).malloc_trim(0)  # glibc: what is free, which `host.keep_freed_memory` keeps
     pathlib.Path('/proc/self/clear_refs').write_text('5')  # proc(5): the peak resident set size
 
 

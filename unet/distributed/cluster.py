@@ -8,7 +8,7 @@ A cluster is described by environment variables, which launchers set:
     TF_CONFIG             TensorFlow's own JSON, with workers (and perhaps a chief), or else
     UNET_WORKERS          host:port of each worker, separated by commas, or else
     UNET_NUM_WORKERS      how many, at
-    UNET_WORKER_ADDRESS   this address, which holds {index}, e.g. train-{index}.train:3333
+    UNET_WORKER_ADDRESS   pattern of each worker's address, e.g. train-{index}.train:3333
     UNET_RANK             this worker's place from 0; else JOB_COMPLETION_INDEX (an Indexed Job of Kubernetes); else
                           SLURM_PROCID, in a step of Slurm
     UNET_CLUSTER=off      ignore all these
@@ -76,7 +76,7 @@ def join(
     peer_seconds: float,
     stall_seconds: float,
     stop: shutdown.StopRequest | None = None,
-    equal: Sequence[tuple[str, object, str]] = (),
+    compare: Sequence[tuple[str, object, str]] = (),
 ) -> Iterator[Joined]:
     """Joins the cluster that the environment describes, or none, until the block ends.
 
@@ -88,13 +88,13 @@ def join(
       peer_seconds: how long the processes wait for each other, now and for each sign of life.
       stall_seconds: the process ends if `Joined.stall.progress` is not called for so long.
       stop: a request to stop, heeded while waiting.
-      equal: (name, value, remedy) of what must be the same on all ranks.
+      compare: (name, value, remedy) of what must be the same on all ranks.
 
     Raises:
       UserError: PEER_LOST naming the ranks that did not come; STOPPED if `stop` was asked for; BAD_CONFIG if the
         environment contradicts itself, the ranks do not agree, or devices are not usable.
     """
-    found = workers(dict(os.environ))
+    found = read_workers(dict(os.environ))
     with contextlib.ExitStack() as stack:
         stall = stack.enter_context(shutdown.Stall(stall_seconds))
         check = (lambda: None) if stop is None else stop.check
@@ -102,7 +102,7 @@ def join(
             process_group.rendezvous(found.addresses, found.rank, peer_seconds=peer_seconds, check=check)
         )
         stack.enter_context(process_group.silence_other_ranks(group))
-        for what, value, remedy in equal:
+        for what, value, remedy in compare:
             group.check_equal(what, value, remedy)
         strategy = make_strategy(virtual_devices, found, peer_seconds=peer_seconds)
         if stop is not None:
@@ -112,7 +112,7 @@ def join(
         yield Joined(found, group, strategy, stall)
 
 
-def workers(environ: dict[str, str]) -> Workers:
+def read_workers(environ: dict[str, str]) -> Workers:
     """Reads the cluster from the environment. Raises UserError BAD_CONFIG if it contradicts itself."""
     if environ.get('UNET_CLUSTER') == 'off':
         return ALONE
@@ -131,13 +131,13 @@ def workers(environ: dict[str, str]) -> Workers:
     for address in addresses:
         port = address.rpartition(':')[2]
         if not re.fullmatch(r'.+:\d+', address) or not 0 < int(port) < 1 << 16 or addresses.count(address) > 1:
-            raise _contradiction(f'{source}: {address!r} must be host:port and occur once')
+            raise _bad_environment(f'{source}: {address!r} must be host:port and occur once')
     if not 0 <= rank < len(addresses):
-        raise _contradiction(f'rank {rank} of {len(addresses)} workers ({source})')
+        raise _bad_environment(f'rank {rank} of {len(addresses)} workers ({source})')
     return Workers(addresses, rank)
 
 
-def _contradiction(what: str) -> entry.UserError:
+def _bad_environment(what: str) -> entry.UserError:
     return entry.UserError(
         entry.BAD_CONFIG, f'{what}. UNET_CLUSTER=off makes this process ignore the cluster around it.'
     )
@@ -152,7 +152,7 @@ def _read_tf_config(text: str) -> tuple[list[str], int]:
             return ['localhost:0'], 0
         return chiefs + others, {'chief': 0, 'worker': len(chiefs)}[task['type']] + int(task['index'])
     except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise _contradiction(
+        raise _bad_environment(
             f'TF_CONFIG={text!r}: must be JSON with cluster.worker (a list of host:port), task.type "worker" or '
             f'"chief" and task.index ({type(error).__name__}: {error})'
         ) from error
@@ -160,7 +160,7 @@ def _read_tf_config(text: str) -> tuple[list[str], int]:
 
 def _number(environ: dict[str, str], name: str) -> int:
     if not environ[name].isdigit():
-        raise _contradiction(f'{name}={environ[name]!r} is not a number')
+        raise _bad_environment(f'{name}={environ[name]!r} is not a number')
     return int(environ[name])
 
 
@@ -168,7 +168,7 @@ def _addresses_of_pattern(environ: dict[str, str]) -> list[str]:
     count = _number(environ, 'UNET_NUM_WORKERS')
     pattern = environ.get('UNET_WORKER_ADDRESS', '')
     if count > 1 and '{index}' not in pattern:
-        raise _contradiction(f'UNET_WORKER_ADDRESS={pattern!r} must hold {{index}}, as in train-{{index}}.train:3333')
+        raise _bad_environment(f'UNET_WORKER_ADDRESS={pattern!r} must hold {{index}}, as in train-{{index}}.train:3333')
     return [pattern.replace('{index}', str(index)) for index in range(max(count, 1))]
 
 
@@ -178,7 +178,7 @@ def _rank(environ: dict[str, str], count: int) -> int:
         names.append('SLURM_PROCID')
     given = [name for name in names if environ.get(name)]
     if not given and count > 1:
-        raise _contradiction(f'{count} workers, and none of {", ".join(names)} tells which one this is')
+        raise _bad_environment(f'{count} workers, and none of {", ".join(names)} tells which one this is')
     return _number(environ, given[0]) if given else 0
 
 
@@ -222,10 +222,11 @@ def make_strategy(
 
 
 def _multi_worker_strategy(workers: Workers, peer_seconds: float) -> tf.distribute.Strategy:
-    """NCCL between GPUs, a ring between CPUs; with time limits, of which TensorFlow's defaults are hours or none.
+    """Makes a strategy over several processes: NCCL between GPUs, a ring between CPUs.
 
-    The collectives have none: TensorFlow 2.21 starts a thread for each that sleeps for as long as the limit is, and a
-    long one runs out of threads. `process_group` and `shutdown.Stall` notice what hangs.
+    It sets time limits for joining, signs of life and leaving, for which TensorFlow's defaults are hours or none.
+    Collectives get none: TensorFlow 2.21 starts a thread for each limit that sleeps for as long, and a long limit runs
+    out of threads. `process_group` and `shutdown.Stall` notice what hangs.
     """
     from tensorflow.compiler.xla.tsl.protobuf import coordination_config_pb2
     from tensorflow.python.eager import context  # the time limits have no public name in TensorFlow 2.21
@@ -256,7 +257,7 @@ def _multi_worker_strategy(workers: Workers, peer_seconds: float) -> tf.distribu
         ) from error
 
 
-def place(strategy: tf.distribute.Strategy) -> tuple[int, int]:
+def rank_and_count(strategy: tf.distribute.Strategy) -> tuple[int, int]:
     """Returns which process of how many this is, under a strategy of `make_strategy`."""
     resolver = strategy.cluster_resolver
     return (resolver.task_id, len(resolver.cluster_spec().job_tasks('worker'))) if resolver else (0, 1)

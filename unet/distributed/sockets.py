@@ -65,6 +65,8 @@ def accept_all(
             hello = json.loads(link.makefile('rb', buffering=0).readline())  # and no byte of what follows
         except (TimeoutError, ConnectionError, ValueError):  # nobody, or somebody who does not belong here
             continue
+        if not isinstance(hello, dict):
+            continue
         if hello.get('addresses') != addresses or hello.get('rank') in links:
             link.sendall(json.dumps({'bye': entry.BAD_CONFIG, 'why': _misfit(hello, addresses)}).encode() + b'\n')
             link.close()

@@ -59,7 +59,7 @@ def predictions(
     replicas = strategy.num_replicas_in_sync
     batches = input_pipeline.eval_batches(split, batch, replicas)
     reader = input_pipeline.Reader(split)
-    rank, processes = cluster.place(strategy)
+    rank, processes = cluster.rank_and_count(strategy)
     local = replicas // processes
     ours = batches.reshape(-1, processes, local, batch)[:, rank]  # each replica's row of each round
     # Not a distributed dataset: over several processes its every element would cost an all-reduce, since shapes differ.
@@ -153,7 +153,7 @@ def confusion_of_split(
     """
     check_labelled(split)
     counts = np.zeros(num_ids * num_ids + 1, np.int64)
-    _, processes = cluster.place(strategy)
+    _, processes = cluster.rank_and_count(strategy)
     found = predictions(strategy, predict, split, batch=batch, jit_compile=jit_compile, stop=stop)
     for done, (_, truth, prediction) in enumerate(found, 1):
         counts += metrics.count_pairs(truth, prediction, num_ids)
@@ -201,7 +201,7 @@ def as_matrix(counts: np.ndarray, split: records.Split, num_ids: int) -> np.ndar
 
 def _sum_over_processes(strategy: tf.distribute.Strategy, counts: np.ndarray) -> np.ndarray:
     """The sum of the int64 arrays that the processes call this with; returns once all of them have."""
-    if cluster.place(strategy)[1] == 1:
+    if cluster.rank_and_count(strategy)[1] == 1:
         return counts
     parts = iter([counts])  # a process's first replica brings them, its others zeros
     values = strategy.experimental_distribute_values_from_function(

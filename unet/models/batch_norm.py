@@ -82,15 +82,15 @@ def _synchronized_norm(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor) -> tuple
         wide = tf.cast(x, gamma.dtype)
         moments = mean_over_replicas(tf.stack([tf.reduce_sum(wide, [0, 1, 2]), tf.reduce_sum(wide * wide, [0, 1, 2])]))
         mean, variance = moments[0], tf.maximum(moments[1] - moments[0] ** 2, 0)
-        deviation = tf.math.rsqrt(variance + EPSILON)
-        y = wide * (gamma * deviation) + (beta - mean * gamma * deviation)
+        inverse_std = tf.math.rsqrt(variance + EPSILON)
+        y = wide * (gamma * inverse_std) + (beta - mean * gamma * inverse_std)
 
         def gradient(dy, *_):
             wide, dy = tf.cast(x, gamma.dtype), tf.cast(dy, gamma.dtype)
-            centered = (wide - mean) * deviation
+            centered = (wide - mean) * inverse_std
             local = tf.stack([tf.reduce_sum(dy, [0, 1, 2]), tf.reduce_sum(dy * centered, [0, 1, 2])])
             means = mean_over_replicas(tf.identity(local))
-            dx = gamma * deviation * (dy - means[0] - centered * means[1])
+            dx = gamma * inverse_std * (dy - means[0] - centered * means[1])
             return tf.cast(dx, x.dtype), local[1], local[0]  # those of gamma and beta are summed with all others
 
         return (tf.cast(y, x.dtype), mean, variance), gradient

@@ -9,9 +9,7 @@ from ml_collections import ConfigDict
 
 from data_prep import labels
 from launch import entry
-from unet.models import step_cost, unet
-
-_SLOTS = {'adam': 2, 'adamw': 2, 'sgd': 1}  # numbers that an optimizer keeps per weight
+from unet.models import unet
 
 
 def build_model(config: ConfigDict, table: labels.Table, *, replicas: int) -> keras.Model:
@@ -77,12 +75,6 @@ def build_uninitialized(config: ConfigDict, num_classes: int) -> keras.Model:
     # Keras remembers per thread what is still to be given a value; this is not.
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         return pool.submit(build).result()
-
-
-def estimate_cost(config: ConfigDict, num_classes: int) -> step_cost.Cost:
-    """Estimates what a training step costs with the config's model and crop, see `step_cost.estimate`."""
-    slots = _SLOTS[config.optimizer.name] + (config.optimizer.ema > 0)
-    return step_cost.estimate(build_uninitialized(config, num_classes), slots=slots)
 
 
 def id_of_class(learnt: str, table: labels.Table) -> np.ndarray:

@@ -55,13 +55,13 @@ class Architecture:
       residual: a level's input is added to what its two convolutions make of it.
       norm: 'batch', 'group' or 'none', after each ReLU.
       norm_momentum: of batch normalisation's running statistics.
-      dropout: the model has a second input `dropout_mask`, [b, 1, 1, bottom_channels], which is multiplied with the
+      dropout: the model has a second input `dropout_mask`, [b, 1, 1, bottleneck_channels], which is multiplied with the
         bottom level's output.
       auxiliary: the model has a second output, logits at half the resolution, from the second level of the decoder.
       synchronized: batch statistics are taken over all replicas; needs a strategy.
       recompute: training recomputes the levels' activations in the backward pass instead of keeping them, all but
         those of the last convolution.
-      for_xla: the ops are those that XLA compiles well; changes rounding alone.
+      for_xla: the ops are those that XLA compiles well; changes rounding, and how equal maxima share a gradient.
       precision: a key of `POLICIES`.
     """
 
@@ -109,7 +109,8 @@ def build_unet(arch: Architecture, image_size: tuple[int | None, int | None] = (
         x = _block(down, [x], level, arch)
         skips.append(x)
     if arch.dropout:
-        mask = keras.Input((1, 1, bottom_channels(arch.width, arch.depth)), name='dropout_mask', dtype=arch.head_dtype)
+        channels = bottleneck_channels(arch.width, arch.depth)
+        mask = keras.Input((1, 1, channels), name='dropout_mask', dtype=arch.head_dtype)
         x = keras.layers.Multiply(dtype=arch.policy, name='dropout')([x, mask])
         inputs.append(mask)
     for level in reversed(range(arch.depth - 1)):
@@ -134,7 +135,8 @@ def up(
     """Adds a level of the decoder: the level below at twice the size, joined with the encoder's output of this
     level, and a `conv_block`, whose results it returns."""
     channels = arch.width * 2**level
-    return conv_block(join(skip, double(x, channels, f'up{level}', arch), level, arch), channels, f'up{level}', arch)
+    x = merge_skip(skip, upsample(x, channels, f'up{level}', arch), level, arch)
+    return conv_block(x, channels, f'up{level}', arch)
 
 
 def conv_block(
@@ -146,9 +148,9 @@ def conv_block(
       The output, and the tensors between the two convolutions that it is computed from.
     """
     shortcut = x
-    x = normalize(conv(x, channels, 3, f'{name}_conv_a', arch, 'relu'), f'{name}_norm_a', arch)
+    x = add_norm(conv(x, channels, 3, f'{name}_conv_a', arch, 'relu'), f'{name}_norm_a', arch)
     if not arch.residual:
-        return normalize(conv(x, channels, 3, f'{name}_conv_b', arch, 'relu'), f'{name}_norm_b', arch), [x]
+        return add_norm(conv(x, channels, 3, f'{name}_conv_b', arch, 'relu'), f'{name}_norm_b', arch), [x]
     y = conv(x, channels, 3, f'{name}_conv_b', arch)
     if arch.padding == 'valid':
         shortcut = keras.layers.Cropping2D(2, dtype=arch.policy, name=f'{name}_shortcut_crop')(shortcut)
@@ -156,7 +158,7 @@ def conv_block(
         shortcut = conv(shortcut, channels, 1, f'{name}_shortcut', arch)
     y = keras.layers.Add(dtype=arch.policy, name=f'{name}_sum')([y, shortcut])
     y = keras.layers.ReLU(dtype=arch.policy, name=f'{name}_relu')(y)
-    return normalize(y, f'{name}_norm_b', arch), [x, shortcut]
+    return add_norm(y, f'{name}_norm_b', arch), [x, shortcut]
 
 
 def conv(
@@ -174,7 +176,7 @@ def conv(
     )(x)
 
 
-def normalize(x: keras.KerasTensor, name: str, arch: Architecture) -> keras.KerasTensor:
+def add_norm(x: keras.KerasTensor, name: str, arch: Architecture) -> keras.KerasTensor:
     """Adds batch or group normalisation, or none."""
     if arch.norm == 'batch':
         return batch_norm.BatchNorm(arch.norm_momentum, arch.synchronized, dtype=arch.policy, name=name)(x)
@@ -184,7 +186,7 @@ def normalize(x: keras.KerasTensor, name: str, arch: Architecture) -> keras.Kera
     return x
 
 
-def double(x: keras.KerasTensor, channels: int, name: str, arch: Architecture) -> keras.KerasTensor:
+def upsample(x: keras.KerasTensor, channels: int, name: str, arch: Architecture) -> keras.KerasTensor:
     """Doubles height and width, [b, h, w, c] -> [b, 2h, 2w, channels], by a transposed convolution or by interpolation
     and a 1x1 convolution."""
     if arch.up == 'resize':
@@ -200,10 +202,10 @@ def double(x: keras.KerasTensor, channels: int, name: str, arch: Architecture) -
             dtype=arch.policy,
             name=f'{name}_up',
         )(x)
-    return normalize(x, f'{name}_up_norm', arch)
+    return add_norm(x, f'{name}_up_norm', arch)
 
 
-def join(skip: keras.KerasTensor, x: keras.KerasTensor, level: int, arch: Architecture) -> keras.KerasTensor:
+def merge_skip(skip: keras.KerasTensor, x: keras.KerasTensor, level: int, arch: Architecture) -> keras.KerasTensor:
     """Joins the encoder's output, cropped if unpadded, with the decoder's: one after the other, or as their sum."""
     if arch.padding == 'valid':
         margin = _skip_margin(level, arch.depth)
@@ -215,7 +217,7 @@ def join(skip: keras.KerasTensor, x: keras.KerasTensor, level: int, arch: Archit
 def auxiliary_head(x: keras.KerasTensor, arch: Architecture) -> keras.KerasTensor:
     """Adds a 3x3 and a 1x1 convolution that make logits of a decoder level."""
     x = conv(x, AUXILIARY_CHANNELS, 3, 'auxiliary_conv', arch, 'relu')
-    return _logits(normalize(x, 'auxiliary_norm', arch), 'auxiliary_logits', arch)
+    return _logits(add_norm(x, 'auxiliary_norm', arch), 'auxiliary_logits', arch)
 
 
 def _logits(x: keras.KerasTensor, name: str, arch: Architecture) -> keras.KerasTensor:
@@ -223,7 +225,7 @@ def _logits(x: keras.KerasTensor, name: str, arch: Architecture) -> keras.KerasT
 
 
 def _block(build: Callable, inputs: list[keras.KerasTensor], level: int, arch: Architecture) -> keras.KerasTensor:
-    """The output of the level that `build`, which is `down` or `up`, makes, as one layer."""
+    """Wraps one level, built by `down` or `up`, into a single layer, and returns its output."""
     x = [keras.Input(tensor.shape[1:], dtype=tensor.dtype) for tensor in inputs]
     output, between = build(*x, level, arch)
     part = keras.Model(x, output, name=f'{build.__name__}{level}')
@@ -257,7 +259,7 @@ def encoder_levels(model: keras.Model) -> list[layers.RecomputeBlock]:
     return [block for block in blocks if block.part.name == f'{down.__name__}{block.level}']
 
 
-def bottom_channels(width: int, depth: int) -> int:
+def bottleneck_channels(width: int, depth: int) -> int:
     """Returns the number of channels of the lowest level."""
     return width * 2 ** (depth - 1)
 

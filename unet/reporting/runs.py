@@ -94,7 +94,7 @@ def _read(folder: str, name: str, split: str) -> Run:
         config_fields=validation.flatten(config),
         config_json=json.dumps(config.to_dict(), indent=2),
         table=labels.read(root / labels.FILE),
-        metrics=_read_metrics(root / workdir.METRICS),
+        metrics=_read_metrics(root / workdir.METRICS_FILE),
         evaluation=_read_evaluation(root / f'evaluate-{split}.json', path),
         checkpoint=path,
     )

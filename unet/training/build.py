@@ -9,22 +9,23 @@ import numpy as np
 import tensorflow as tf
 from ml_collections import ConfigDict
 
+from configs import validation
 from data_prep import labels, png
 from launch import entry
 from unet.data import build as data_build
 from unet.distributed import process_group
 from unet.models import build as model_build
-from unet.training import device_memory, optimizer, step
-from unet.training import losses as training_losses
+from unet.models import step_cost
+from unet.training import device_memory, losses, optimizer, step
 
 
-def train_state(config: ConfigDict, model: keras.Model) -> step.TrainState:
+def make_train_state(config: ConfigDict, model: keras.Model) -> step.TrainState:
     """Makes what a run remembers besides the model, as it is before the first step."""
     weights = [variable.value for variable in model.trainable_variables]
     return step.TrainState(config.optimizer.name, weights, ema=config.optimizer.ema > 0)
 
 
-def losses(config: ConfigDict, table: labels.Table, class_pixels: np.ndarray | None) -> list[step.Loss]:
+def make_losses(config: ConfigDict, table: labels.Table, class_pixels: np.ndarray | None) -> list[step.Loss]:
     """Makes the losses whose sum is minimised, see `losses.make_losses`.
 
     Args:
@@ -48,13 +49,13 @@ def losses(config: ConfigDict, table: labels.Table, class_pixels: np.ndarray | N
             raise entry.UserError(
                 entry.BAD_DATA, f'config.loss.balanced: no pixel of {config.data.train_splits} has a class that counts'
             )
-        weights = training_losses.balanced_class_weights(class_pixels[ids].tolist())
+        weights = losses.balanced_class_weights(class_pixels[ids].tolist())
     if weights and len(weights) != len(ids):
         raise entry.UserError(
             entry.BAD_CONFIG, f'config.loss.class_weights has {len(weights)} values; there are {len(ids)} classes'
         )
-    return training_losses.make_losses(
-        {name: config.loss[name] for name in training_losses.NAMES},
+    return losses.make_losses(
+        {name: config.loss[name] for name in validation.LOSSES},
         class_weights=tuple(weights),
         label_smoothing=config.loss.label_smoothing,
         focal_gamma=config.loss.focal_gamma,
@@ -63,7 +64,7 @@ def losses(config: ConfigDict, table: labels.Table, class_pixels: np.ndarray | N
     )
 
 
-def replica_step(
+def make_replica_step(
     config: ConfigDict,
     model: keras.Model,
     state: step.TrainState,
@@ -76,7 +77,7 @@ def replica_step(
     return step.make_replica_step(
         model,
         state,
-        losses=losses(config, table, class_pixels),
+        losses=make_losses(config, table, class_pixels),
         auxiliary=config.loss.auxiliary,
         class_of_id=tf.constant(model_build.class_of_id(config.labels, table)),
         learning_rate=functools.partial(
@@ -104,7 +105,7 @@ def replica_step(
     )
 
 
-def train_steps(
+def make_train_steps(
     config: ConfigDict,
     model: keras.Model,
     state: step.TrainState,
@@ -116,9 +117,15 @@ def train_steps(
     replicas = strategy.num_replicas_in_sync
     return step.make_train_steps(
         strategy,
-        replica_step(config, model, state, table, replicas, class_pixels),
+        make_replica_step(config, model, state, table, replicas, class_pixels),
         deterministic=config.runtime.deterministic,
     )
+
+
+def estimate_cost(config: ConfigDict, num_classes: int) -> step_cost.Cost:
+    """Estimates what a training step costs with the config's model and crop, see `step_cost.estimate`."""
+    slots = optimizer.SLOTS[config.optimizer.name] + (config.optimizer.ema > 0)
+    return step_cost.estimate(model_build.build_uninitialized(config, num_classes), slots=slots)
 
 
 def with_fitting_microbatches(
@@ -144,11 +151,11 @@ def with_fitting_microbatches(
         batch = {name: tf.constant(values) for name, values in data_build.noise_batch(tried, share).items()}
         # With the normalisation of so many replicas, which takes more memory.
         model = model_build.build_model(tried, table, replicas=replicas)
-        state = train_state(tried, model)
-        tf.function(replica_step(tried, model, state, table, 1, class_pixels))(batch, tf.constant(0.0))
+        state = make_train_state(tried, model)
+        tf.function(make_replica_step(tried, model, state, table, 1, class_pixels))(batch, tf.constant(0.0))
 
     memory = device_memory.usable_bytes(config.runtime.virtual_devices)
-    cost = model_build.estimate_cost(config, len(model_build.id_of_class(config.labels, table)))
+    cost = estimate_cost(config, len(model_build.id_of_class(config.labels, table)))
     ours = device_memory.find_microbatches(cost, share, memory, try_step)
     gc.collect()
     if ours is None:

@@ -24,7 +24,7 @@ Evaluation = tuple[dict[str, float], dict[str, np.ndarray]]
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What the loop works on.
+    """The parts of a run that the loop puts together.
 
     Attributes:
       workdir: the run's folder.
@@ -73,7 +73,9 @@ def train(run: Run) -> dict[str, float]:
     """
     state, chief = run.contents.state, run.joined.is_chief
     start = saved = int(state.step.numpy())
-    scores = workdir_files.last_scores(run.workdir) if start == run.num_steps else {}
+    scores = {}
+    if start == run.num_steps:  # as rank 0 reads them, so that all evaluate once more or none
+        scores = run.joined.group.all_gather(workdir_files.last_scores(run.workdir) if chief else None)[0]
     window = []  # metrics of the steps since the last report
     skipped = 0  # overflowed steps in a row
     profiler = contextlib.ExitStack()
@@ -104,8 +106,11 @@ def train(run: Run) -> dict[str, float]:
                 except Exception:
                     save(done)  # what has been learnt is good
                     raise
-                stopped = evaluation is None
-                scores = _keep(run, done, *evaluation) if evaluation else scores
+                if evaluation is None:
+                    stopped = True
+                else:
+                    scores, pictures = evaluation
+                    _record_evaluation(run, done, scores, pictures)
             if boundary.save or stopped:
                 save(done)
             if chief and boundary.start_profile and not stopped:
@@ -129,7 +134,7 @@ def _train_until(boundary: int, run: Run, log: train_log.TrainLog) -> tuple[np.n
     """
     done = int(run.contents.state.step.numpy())
     alone = run.joined.group.size == 1
-    calls, stopped = [np.zeros([0, len(step.METRICS)], np.float32)], alone and bool(run.stop)
+    calls, stopped = [], alone and bool(run.stop)
     with log.timed():
         while done < boundary and not stopped:
             count = min(run.steps_per_call, boundary - done)
@@ -137,15 +142,15 @@ def _train_until(boundary: int, run: Run, log: train_log.TrainLog) -> tuple[np.n
             done += count
             log.advance(count)
             run.joined.stall.progress()
-            # The call before must be done: that keeps a GPU busy, and what a stop has to wait for short.
-            asked = len(calls) > 2 and _asked_to_stop(calls[-2].numpy())
-            stopped = bool(run.stop) if alone else asked
-        rows = np.concatenate([np.asarray(call) for call in calls])
+            # Wait for the call before this one: one stays queued, so that a GPU is busy, and a stop waits for two.
+            previous = [call.numpy() for call in calls[-2:-1]]
+            stopped = bool(run.stop) if alone else any(map(_asked_to_stop, previous))
+        rows = np.concatenate([np.zeros([0, len(step.METRICS)], np.float32), *(call.numpy() for call in calls)])
     return rows, stopped or _asked_to_stop(rows)
 
 
 def _asked_to_stop(rows: np.ndarray) -> bool:
-    return bool(rows[:, step.METRICS.index('stop')].any())
+    return bool(step.column(rows, 'stop').any())
 
 
 def _check_finite(rows: np.ndarray, done: int, skipped: int, skips_overflows: bool) -> int:
@@ -153,26 +158,26 @@ def _check_finite(rows: np.ndarray, done: int, skipped: int, skips_overflows: bo
 
     The update of a non-finite step has been withheld already, so the last checkpoint, if there is one, is good.
     """
-    scales = rows[:, step.METRICS.index('loss_scale')]
-    for number, row in enumerate(rows, done - len(rows) + 1):
-        skipped = 0 if row[step.METRICS.index('finite')] else skipped + 1
+    steps = zip(step.column(rows, 'finite'), step.column(rows, 'loss'), step.column(rows, 'loss_scale'), strict=True)
+    for number, (finite, loss, scale) in enumerate(steps, done - len(rows) + 1):
+        skipped = 0 if finite else skipped + 1
         if skipped and not skips_overflows:
             raise entry.UserError(
                 entry.DIVERGED,
-                f'step {number}: the loss or its gradient is not finite (loss {row[0]}). Checkpoints are good. '
+                f'step {number}: the loss or its gradient is not finite (loss {loss}). Checkpoints are good. '
                 'Lower config.optimizer.learning_rate, set config.optimizer.clip_norm, or lengthen the warm-up.',
             )
         if skipped >= _ENDLESS_SKIPPING:
             raise entry.UserError(
                 entry.DIVERGED,
-                f'step {number}: float16 has overflowed {skipped} times in a row, now at loss scale {scales[-1]:g}. '
+                f'step {number}: float16 has overflowed {skipped} times in a row, now at loss scale {scale:g}. '
                 'Lower config.optimizer.learning_rate or use config.precision=bfloat16.',
             )
     return skipped
 
 
-def _keep(run: Run, done: int, scores: dict[str, float], pictures: dict[str, np.ndarray]) -> dict[str, float]:
-    """Notes and writes an evaluation, and saves the model if it is the best so far. Returns the scores."""
+def _record_evaluation(run: Run, done: int, scores: dict[str, float], pictures: dict[str, np.ndarray]) -> None:
+    """Writes an evaluation, and saves the model if it is the best so far."""
     state, metric = run.contents.state, run.best_metric
     state.evaluated.assign(done)
     best = scores[metric] > state.best.numpy()
@@ -182,13 +187,14 @@ def _keep(run: Run, done: int, scores: dict[str, float], pictures: dict[str, np.
         run.writer.write(done, scores, pictures)
     if run.writer and best:
         checkpoint.save(os.path.join(run.workdir, workdir_files.BEST), run.contents, step=done, keep=1)
-    return scores
 
 
 @contextlib.contextmanager
 def _profile(workdir: str) -> Iterator[None]:
     """Traces what is computed until the block ends."""
     tf.profiler.experimental.start(os.path.join(workdir, workdir_files.TENSORBOARD))
-    yield
-    tf.profiler.experimental.stop()
+    try:
+        yield
+    finally:
+        tf.profiler.experimental.stop()
     print(f'Profile written: tensorboard --logdir={workdir} (its Profile tab needs pip install xprof)', flush=True)

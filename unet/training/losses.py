@@ -20,6 +20,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
+from configs.validation import LOSSES
 from data_prep.labels import IGNORED
 
 # (logits [batch, h, w, classes], target int32 [batch, h, w] with 255 for pixels that do not count) -> scalar
@@ -27,8 +28,6 @@ Numerator = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 Denominator = Callable[[tf.Tensor, tf.DType], tf.Tensor]
 
 _LEAST_DOUBT = 1e-12  # 1 - p, in the focal loss
-
-NAMES = ('cross_entropy', 'focal', 'ohem', 'dice')
 
 
 def make_losses(
@@ -43,7 +42,7 @@ def make_losses(
     """Makes the losses of weight above zero, as (weight, numerator, denominator).
 
     Args:
-      weights: of each of NAMES in the total.
+      weights: of each of `validation.LOSSES` in the total.
       class_weights: one per class, of its pixels in the cross entropy; empty for all 1.
       label_smoothing: share of the target's probability that is spread over all classes, in the cross entropy.
       focal_gamma: exponent of the focal loss.
@@ -74,7 +73,7 @@ def make_losses(
         'ohem': (ohem, images),
         'dice': (_dice, images),
     }
-    return [(weights[name], *known[name]) for name in NAMES if weights[name] > 0]
+    return [(weights[name], *known[name]) for name in LOSSES if weights[name] > 0]
 
 
 def pixel_losses(logits: tf.Tensor, target: tf.Tensor, label_smoothing: float = 0.0) -> tf.Tensor:

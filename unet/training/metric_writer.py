@@ -14,14 +14,14 @@ import tensorflow as tf
 
 from data_prep import tfrecord
 from launch import entry, files
-from unet.training.workdir import METRICS, TENSORBOARD
+from unet.training.workdir import METRICS_FILE, TENSORBOARD
 
 
 class MetricsWriter:
     """Appends to metrics.jsonl and to TensorBoard; starting again cuts off what came after the checkpoint."""
 
     def __init__(self, workdir: str, *, last_step: int):
-        self._path = pathlib.Path(workdir) / METRICS
+        self._path = pathlib.Path(workdir) / METRICS_FILE
         if self._path.exists():
             kept = [line for line in self._path.read_text().splitlines(True) if _step_of(line) <= last_step]
             files.write_atomically(self._path, ''.join(kept))

@@ -13,7 +13,7 @@ import math
 
 import tensorflow as tf
 
-_SLOTS = {'adam': 2, 'adamw': 2, 'sgd': 1}  # first and second moment; velocity
+SLOTS = {'adam': 2, 'adamw': 2, 'sgd': 1}  # numbers per weight: first and second moment; velocity
 _POWER = 0.9
 
 
@@ -24,7 +24,7 @@ def make_slots(name: str, variables: list[tf.Variable]) -> list[list[tf.Variable
             tf.Variable(tf.zeros_like(variable), trainable=False, aggregation=tf.VariableAggregation.NONE)
             for variable in variables
         ]
-        for _ in range(_SLOTS[name])
+        for _ in range(SLOTS[name])
     ]
 
 

@@ -1,4 +1,4 @@
-"""One training step: forward, backward, one all-reduce, one update, alike on every replica.
+"""One training step: forward, backward, one all-reduce of the gradients, one update, alike on every replica.
 
     replica_step = step.make_replica_step(model, state, losses=..., learning_rate=..., update=..., ...)
     train_steps = step.make_train_steps(strategy, replica_step, deterministic=False)
@@ -15,6 +15,7 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from unet.models import preprocess
@@ -75,6 +76,11 @@ class TrainState(tf.Module):
         self.good_steps = variable_of(0, tf.int64)
         self.best = variable_of(float('-inf'), tf.float64)
         self.evaluated = variable_of(0, tf.int64)
+
+
+def column(rows: np.ndarray, name: str) -> np.ndarray:
+    """Returns one of METRICS of each step, of rows [steps, len(METRICS)]."""
+    return rows[:, METRICS.index(name)]
 
 
 def make_replica_step(
@@ -207,9 +213,9 @@ def _weighted_loss(
     totals: tf.Tensor,
 ) -> tf.Tensor:
     """The sum over heads and losses of weight x numerator / denominator of the global batch."""
-    terms = [
+    terms = [  # in the order of `totals`: by head, then by loss
         head_weight * weight * numerator(logits, target)
-        for head_weight, logits, target in zip(head_weights, heads, targets, strict=False)
+        for head_weight, logits, target in zip(head_weights[: len(heads)], heads, targets, strict=True)
         for weight, numerator, _ in losses
     ]
     return tf.reduce_sum(tf.stack(terms) / totals)
@@ -237,11 +243,13 @@ def _assign_where(condition: tf.Tensor, variables: Sequence[tf.Variable], values
 
 
 def _running_means(means: list[tf.Variable], values: list[tf.Tensor], ema: float, count: tf.Tensor) -> list[tf.Tensor]:
+    """Returns the running means after the update number `count`."""
     decay = tf.minimum(tf.cast(ema, count.dtype), count / (count + 9))
     return [decay * mean + (1 - decay) * value for mean, value in zip(means, values, strict=True)]
 
 
 def _adjust_scale(state: TrainState, finite: tf.Tensor) -> None:
+    """Halves the loss scale after an overflow, and doubles it after many steps without one."""
     good_steps = tf.where(finite, state.good_steps + 1, 0)
     grow = good_steps >= _GROW_AFTER
     scale = tf.where(finite, tf.where(grow, state.scale * 2, state.scale), tf.maximum(state.scale / 2, 1.0))
@@ -274,7 +282,7 @@ def make_train_steps(strategy: tf.distribute.Strategy, replica_step: Callable, *
             with tf.control_dependencies(tf.nest.flatten(strategy.experimental_local_results(batch))):
                 waited = tf.cast(now() - asked, tf.float32)
             with tf.control_dependencies([waited]):  # one thread alone would else take the step first
-                batch = tf.nest.map_structure(_where_it_is, batch, expand_composites=True)
+                batch = tf.nest.map_structure(_copy_on_its_device, batch, expand_composites=True)
             row = strategy.run(replica_step, args=(batch, stop))
             with tf.device('CPU'):  # where it arrives once a GPU is done with the step
                 row = tf.concat([strategy.experimental_local_results(row)[0], waited[None]], 0)
@@ -284,6 +292,7 @@ def make_train_steps(strategy: tf.distribute.Strategy, replica_step: Callable, *
     return train_steps
 
 
-def _where_it_is(tensor: tf.Tensor) -> tf.Tensor:
+def _copy_on_its_device(tensor: tf.Tensor) -> tf.Tensor:
+    """Returns the tensor from where it is, so that waiting for it does not move it."""
     with tf.device(tensor.device):
         return tf.identity(tensor)

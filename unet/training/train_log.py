@@ -48,9 +48,9 @@ class TrainLog(progress.Bar):
           rows: [steps, len(step.METRICS)] since the last report; the loss is averaged, of the rest the last counts.
         """
         last = dict(zip(step.METRICS, rows[-1].tolist(), strict=True))
-        finite = rows[rows[:, step.METRICS.index('finite')] > 0]
+        finite = rows[step.column(rows, 'finite') > 0]
         skipped = len(rows) - len(finite)
-        mean_loss = float(finite[:, 0].mean()) if len(finite) else float('nan')
+        mean_loss = float(step.column(finite, 'loss').mean()) if len(finite) else float('nan')
         seconds = max(self._seconds, 1e-9)
         speed = len(rows) * self._global_batch / seconds
         left = (self._num_steps - done) * self._global_batch / max(speed, 1e-9)
@@ -69,7 +69,7 @@ class TrainLog(progress.Bar):
             'train/loss_scale': last['loss_scale'],
             'train/skipped_steps': float(skipped),
             'time/images_per_second': speed,
-            'time/waiting_for_data': float(rows[:, step.METRICS.index('seconds_without_data')].sum()) / seconds,
+            'time/waiting_for_data': float(step.column(rows, 'seconds_without_data').sum()) / seconds,
         } | _peak_memory()
 
 

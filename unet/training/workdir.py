@@ -18,7 +18,7 @@ from launch import entry, files
 from unet.training import checkpoint
 
 CONFIG = 'config.json'
-METRICS = 'metrics.jsonl'
+METRICS_FILE = 'metrics.jsonl'
 TENSORBOARD = 'tensorboard'
 CHECKPOINTS = 'checkpoints'
 BEST = 'best'
@@ -34,7 +34,7 @@ def check_writable(workdir: str) -> None:
         raise entry.UserError(entry.BAD_USAGE, f'--workdir={workdir}: {folder} {reason}. Pass another one.')
 
 
-def changes_nothing_learnt(field: str) -> bool:
+def may_change_on_resume(field: str) -> bool:
     """Says whether a config field may change when a run goes on: its length, its intervals, and how it is computed."""
     return (
         field in ('num_steps', 'checkpoint.keep', 'eval.batch', 'eval.pictures', 'data.cache')
@@ -58,7 +58,7 @@ def compare_config(workdir: str, config: ConfigDict, *, accept_change: bool = Fa
     before, now = validation.flatten(read_config(workdir)), validation.flatten(config)
     changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     diff = [f'  config.{name}: {before.get(name)!r} -> {now.get(name)!r}' for name in changed]
-    meaning = [name for name in changed if not changes_nothing_learnt(name)]
+    meaning = [name for name in changed if not may_change_on_resume(name)]
     if meaning and not accept_change:
         raise entry.UserError(
             entry.IN_USE,
@@ -101,7 +101,7 @@ def read_config(workdir: str) -> ConfigDict:
 
 def last_scores(workdir: str) -> dict[str, float]:
     """Returns the scores of the run's last evaluation, from metrics.jsonl; empty if there was none."""
-    scores, path = {}, pathlib.Path(workdir) / METRICS
+    scores, path = {}, pathlib.Path(workdir) / METRICS_FILE
     for line in path.read_text().splitlines() if path.exists() else ():
         values = json.loads(line)
         if 'eval/miou' in values:
