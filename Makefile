@@ -1,8 +1,9 @@
 # make demo   from nothing to a trained, scored U-Net and pictures of what it sees
+# make check  what make lint does, the examples in docstrings and documents, and the tests that start no process
 # make test   the whole test suite
 # make soak   long campaigns of random kills
 # make bench  every CPU speed and memory figure of docs/performance.md; keep the machine free of other work
-# make lint   ruff
+# make lint   ruff, codespell and mypy
 # Each sets up what it needs in .venv; PYTHON=python3.12 chooses another Python (3.11 to 3.13).
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
 
-.PHONY: demo test soak bench lint
+.PHONY: demo check test soak bench lint
 .DELETE_ON_ERROR:
 
 $(VENV)/made:
@@ -31,6 +32,9 @@ demo: $(VENV)/installed-core
 	$(BIN)/python -m unet.evaluate --workdir=$(DEMO)/run --data_dir=$(DEMO)/data
 	@echo 'Report: $(DEMO)/run/report.html   Pictures: $(DEMO)/predictions/panels   TensorBoard: $(BIN)/tensorboard --logdir=$(DEMO)/run'
 
+check: lint $(VENV)/installed-test
+	$(BIN)/python -m pytest -n 2 -m 'check or not (process or soak)' -q
+
 test: $(VENV)/installed-test
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
@@ -43,3 +47,5 @@ bench: $(VENV)/installed-test
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
+	$(BIN)/mypy

@@ -6,6 +6,7 @@ Three numberings meet here. *Label ids* are what the files and the records hold.
 
 import dataclasses
 import json
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -151,14 +152,16 @@ def read(path: epath.PathLike) -> Table:
     for number, row in enumerate(rows, 1):
         try:
             label = Label(**{key: value for key, value in row.items() if key in known})
-            label = dataclasses.replace(label, color=tuple(int(value) for value in label.color))
+            color: Any = tuple(int(value) for value in label.color)
+            label = dataclasses.replace(label, color=color)
             usable = 0 <= label.id < 255 and 0 <= label.train_id <= 255 and len(label.color) == 3
         except (TypeError, ValueError, AttributeError) as error:
             raise refuse(f'entry {number} needs id, name, train_id and color: {error}') from error
         if not usable or not all(0 <= value <= 255 for value in label.color):
             raise refuse(f'entry {number} ({label.name}): id is 0..254, train_id 0..255, color three values 0..255')
         table.append(label)
-    for what, values in (('id', [label.id for label in table]), ('name', [label.name for label in table])):
+    columns: dict[str, list[Any]] = {'id': [label.id for label in table], 'name': [label.name for label in table]}
+    for what, values in columns.items():
         twice = sorted({value for value in values if values.count(value) > 1})
         if twice:
             raise refuse(f'{what} {twice[0]!r} stands more than once')

@@ -11,6 +11,7 @@ import json
 import os
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -145,7 +146,7 @@ def write_shard(shard: Shard, settings: Settings) -> int:
     final = epath.Path(settings.data_dir) / shard.file
     part = final.parent / f'.{shard.file}.{os.getpid()}.part'
     digest, at, pixels = hashlib.sha256(), 0, np.zeros(256, np.int64)
-    note = {'file': shard.file, 'records': [], 'problems': [], 'void': [], 'converted': []}
+    note: dict[str, Any] = {'file': shard.file, 'records': [], 'problems': [], 'void': [], 'converted': []}
     try:
         with part.open('wb') as file:
             for pair in shard.pairs:

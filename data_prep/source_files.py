@@ -97,7 +97,7 @@ def _archive(path: str) -> zipfile.ZipFile:
         return zipfile.ZipFile(path)
     opened = epath.Path(path).open('rb')  # with tf.io.gfile not a file, but a context in which there is one
     archive = zipfile.ZipFile(opened.__enter__())
-    archive.opened = opened  # which ends when nobody refers to it any more
+    archive.opened = opened  # type: ignore[attr-defined]  # it ends when nobody refers to it any more
     return archive
 
 

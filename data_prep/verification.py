@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import os
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -215,7 +216,8 @@ def _digest(path: epath.Path) -> str:
 
 def _settings(data_dir: epath.Path, manifest: dict | None, source: str | None) -> shards.Settings:
     """Those that the folder was built with."""
-    used = manifest['flags'] if manifest else {'image_format': 'source', 'jpeg_quality': None, 'size': None}
+    as_they_are = {'image_format': 'source', 'jpeg_quality': None, 'size': None}
+    used: dict[str, Any] = manifest['flags'] if manifest else as_they_are
     encoding = images.Encoding(
         used['image_format'], used['jpeg_quality'] or 95, tuple(used['size']) if used['size'] else None
     )

@@ -18,7 +18,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import TextIO
+from typing import Self, TextIO
 
 from tqdm import tqdm
 
@@ -47,7 +47,7 @@ class Bar:
             total=total, initial=done, unit=unit, file=stream, disable=not self.is_shown, dynamic_ncols=True
         )
 
-    def __enter__(self) -> 'Bar':
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

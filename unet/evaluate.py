@@ -152,6 +152,7 @@ def _evaluate(
                 submission.write(files[example], prediction)
             if scored:
                 return accumulator.count_image(split.image_ids[example], truth, prediction, table, instance_files)
+            return None
 
         try:
             results = predict_split.in_threads(write_and_count, found)

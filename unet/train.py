@@ -269,7 +269,7 @@ def _evaluator(
                 )
                 seconds = time.monotonic() - started
                 if drawn:
-                    chosen = np.linspace(0, len(split) - 1, drawn).astype(int)
+                    chosen = np.linspace(0, len(split) - 1, drawn).astype(int).tolist()
                     pictures['eval/pictures'] = draw.rows_of_examples(predict, split, chosen, table)
                     pictures['eval/confusion'] = confusion_plot.draw(confusion, labels.classes(table), f'step {done}')
                     draw.save(pictures['eval/pictures'], os.path.join(workdir, 'pictures', f'step-{done:06d}.png'))

@@ -10,6 +10,7 @@ config is read here, since what is measured is what a config makes of these.
 import dataclasses
 import itertools
 from collections.abc import Callable, Collection, Iterator
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -152,7 +153,11 @@ def _predicting(predict: Callable[[tf.Tensor], tf.Tensor], split: records.Split)
     """A call predicts an image of noise, as large as the split's first, from host to host."""
     shape = (1, int(split.height[0]), int(split.width[0]), 3)
     image = tf.constant(np.random.default_rng(0).integers(0, 256, shape, np.uint8))
-    return lambda: predict(image).numpy() is None
+
+    def predict_once() -> None:
+        predict(image).numpy()
+
+    return predict_once
 
 
 def _counting(found: Iterator, images: int, num_ids: int) -> Callable[[], None]:
@@ -177,7 +182,7 @@ def full_rounds(split: records.Split, together: int) -> records.Split:
       The repeated split, of at least so many images that the start of a pass counts for little.
     """
     times = -(-_EVALUATED // (len(split) * together)) * together
-    tiled = {
+    tiled: dict[str, Any] = {
         field.name: np.tile(getattr(split, field.name), times)
         for field in dataclasses.fields(split)
         if isinstance(getattr(split, field.name), np.ndarray)

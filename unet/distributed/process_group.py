@@ -107,7 +107,7 @@ class ProcessGroup:
             raise self._loss from error
         if self._links and of_a_loss:
             raise entry.UserError(
-                entry.PEER_LOST, f'a worker was lost, {error.message.splitlines()[0][:200]}. Start all of them again.'
+                entry.PEER_LOST, f'a worker was lost, {str(error).splitlines()[0][:200]}. Start all of them again.'
             ) from error
 
     def _receive(self, other: int) -> dict:

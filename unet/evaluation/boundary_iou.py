@@ -38,7 +38,7 @@ def count_pairs(truth: np.ndarray, prediction: np.ndarray, table: labels.Table) 
     near = []
     for label_ids in (truth, prediction):
         near.append(np.where(counted & ~far_from_outline(label_ids, distance), label_ids, np.uint8(far)))
-    return metrics.count_pairs(*near, far + 1)[:-1].reshape(far + 1, far + 1)
+    return metrics.count_pairs(near[0], near[1], far + 1)[:-1].reshape(far + 1, far + 1)
 
 
 def far_from_outline(label_ids: np.ndarray, distance: int) -> np.ndarray:

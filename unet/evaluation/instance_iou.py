@@ -13,6 +13,7 @@ import io
 import math
 import zipfile
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import numpy as np
 from etils import epath
@@ -39,7 +40,7 @@ _PER_CLASS = 1000  # an instance's id is 1000 times its label id plus a number; 
 _KINDS = ('gtFine', 'gtCoarse')  # the first that has an image's file is used
 _SUFFIX = '_instanceIds.png'
 
-File = epath.Path | zipfile.Path
+File: TypeAlias = epath.Path | zipfile.Path
 
 
 def find(cityscapes_dir: epath.PathLike, image_ids: Sequence[str]) -> dict[str, File]:

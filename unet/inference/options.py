@@ -46,8 +46,10 @@ def of_evaluation(result: Mapping[str, Any]) -> InferenceOptions:
     Older files call them `looks`, leave out those at their defaults, and `tile` for the window of an unpadded one.
     """
     fields = result.get('inference', result.get('looks', {}))
-    values = {'window' if name == 'tile' else name: value for name, value in fields.items()}
-    return InferenceOptions(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    values: dict[str, Any] = {}
+    for name, value in fields.items():
+        values['window' if name == 'tile' else name] = tuple(value) if isinstance(value, list) else value
+    return InferenceOptions(**values)
 
 
 def parse_window(text: str, depth: int, padding: str) -> tuple[int, int]:

@@ -158,4 +158,5 @@ def _best_and_worst(
     scores = [run.image_scores for run in shown]
     learnt = [model_build.class_of_id('train_ids', run.table) != labels.IGNORED for run in shown]
     best, worst = gallery.best_and_worst(scores, count)
-    return tuple(gallery.draw(ids, predicts, scores, split, shown[0].table, learnt) for ids in (best, worst))
+    drawn = [gallery.draw(ids, predicts, scores, split, shown[0].table, learnt) for ids in (best, worst)]
+    return drawn[0], drawn[1]

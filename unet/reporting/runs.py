@@ -10,7 +10,7 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -44,7 +44,7 @@ class Run:
     num_steps: int
     global_batch: int
     best_metric: str
-    config_fields: dict[str, object]
+    config_fields: Mapping[str, object]
     config_json: str
     table: labels.Table
     metrics: list[dict[str, float | None]]

@@ -10,6 +10,7 @@ import math
 import pathlib
 import statistics
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -38,7 +39,7 @@ def summary(runs: list[Run]) -> list[dict]:
       Of each row its 'title' and its 'cells': per run the value as text, and whether it is the best of several.
     """
 
-    def last(run: Run) -> int:
+    def last(run: Run) -> float:
         return run.metrics[-1]['step'] if run.metrics else 0
 
     def median(run: Run, name: str) -> float | None:
@@ -104,14 +105,15 @@ def curves(runs: list[Run]) -> list[dict]:
     """
     drawn = []
     for title, names, unit, floor in _CURVES:
-        series = {}
+        series: dict[str, charts.Series] = {}
         for run in runs:
             shown = [run.best_metric] if len(runs) > 1 and len(names) > 1 else names
             for name in shown:
                 points = [(line['step'], line[name]) for line in run.metrics if name in line]
                 if points and any(value is not None for _, value in points):
                     label = run.name if len(runs) > 1 else name.partition('/')[2]
-                    series[label] = tuple(zip(*points, strict=True))
+                    steps, values = zip(*points, strict=True)
+                    series[label] = steps, values
             if len(runs) > 1 and len(names) > 1:
                 title = f'Score: {run.best_metric}'
         if series:
@@ -218,7 +220,7 @@ def dataset(data_dir: str, table: labels.Table) -> dict:
         )
         if manifest:
             shares[name] = manifest['splits'][name]['class_pixels']
-    rows = []
+    rows: list[dict[str, Any]] = []
     totals = {name: sum(pixels.values()) for name, pixels in shares.items()}
     for label in [*labels.classes(table), *(label for label in table if label.ignored)]:
         own = [shares[name].get(str(label.id), 0) / max(totals[name], 1) for name in shares]

@@ -22,8 +22,8 @@ _UNFINISHED = '.unfinished'
 
 def save(directory: str, checkpoint: tf.train.Checkpoint, *, step: int, keep: int) -> str:
     """Writes `ckpt-<step>` and removes all but the newest `keep`. Returns its path."""
-    directory = pathlib.Path(directory)
-    unfinished = directory / _UNFINISHED
+    folder = pathlib.Path(directory)
+    unfinished = folder / _UNFINISHED
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     name = f'ckpt-{step}'
@@ -33,22 +33,22 @@ def save(directory: str, checkpoint: tf.train.Checkpoint, *, step: int, keep: in
         shutil.rmtree(unfinished, ignore_errors=True)
         raise entry.UserError(
             entry.NO_STORAGE,
-            f'{directory}: the checkpoint of step {step} could not be written ({error.message.splitlines()[0]}). '
+            f'{folder}: the checkpoint of step {step} could not be written ({error.message.splitlines()[0]}). '
             'Those before it are whole: free some space and run the same command again.',
         ) from error
     for file in sorted(unfinished.iterdir()):  # the data before the index that makes it a checkpoint
         _flush(file)
-        os.replace(file, directory / file.name)
+        os.replace(file, folder / file.name)
     unfinished.rmdir()
-    kept = list_newest_first(directory)
+    kept = list_newest_first(folder)
     kept = kept[kept.index(step) :][:keep]  # newer ones can only be damaged, or this run would have gone on from them
     listing = ''.join(f'all_model_checkpoint_paths: "ckpt-{number}"\n' for number in reversed(kept))
-    files.write_atomically(directory / 'checkpoint', f'model_checkpoint_path: "{name}"\n{listing}')
-    _flush(directory)
-    for number in set(list_newest_first(directory)) - set(kept):
-        for file in directory.glob(f'ckpt-{number}.*'):
+    files.write_atomically(folder / 'checkpoint', f'model_checkpoint_path: "{name}"\n{listing}')
+    _flush(folder)
+    for number in set(list_newest_first(folder)) - set(kept):
+        for file in folder.glob(f'ckpt-{number}.*'):
             file.unlink()
-    return str(directory / name)
+    return str(folder / name)
 
 
 def list_newest_first(directory: str | pathlib.Path) -> list[int]:

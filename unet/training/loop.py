@@ -6,7 +6,7 @@ scores = loop.train(run)
 import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import tensorflow as tf
@@ -134,7 +134,8 @@ def _train_until(boundary: int, run: Run, log: train_log.TrainLog) -> tuple[np.n
     """
     done = int(run.contents.state.step.numpy())
     alone = run.joined.group.size == 1
-    calls, stopped = [], alone and bool(run.stop)
+    calls: list[tf.Tensor] = []
+    stopped = alone and bool(run.stop)
     with log.timed():
         while done < boundary and not stopped:
             count = min(run.steps_per_call, boundary - done)
@@ -176,7 +177,7 @@ def _check_finite(rows: np.ndarray, done: int, skipped: int, skips_overflows: bo
     return skipped
 
 
-def _record_evaluation(run: Run, done: int, scores: dict[str, float], pictures: dict[str, np.ndarray]) -> None:
+def _record_evaluation(run: Run, done: int, scores: dict[str, float], pictures: Mapping[str, object]) -> None:
     """Writes an evaluation, and saves the model if it is the best so far."""
     state, metric = run.contents.state, run.best_metric
     state.evaluated.assign(done)

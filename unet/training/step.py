@@ -199,8 +199,8 @@ def accumulate_gradients(
     total = None
     for part in parts:
         with tf.control_dependencies(tf.nest.flatten(total) if total else []):
-            part = [tf.identity(tensor) for tensor in part] if total else list(part)
-            gradients_and_loss = microbatch_gradients(part[: len(inputs)], part[len(inputs) :])
+            tensors = [tf.identity(tensor) for tensor in part] if total else list(part)
+            gradients_and_loss = microbatch_gradients(tensors[: len(inputs)], tensors[len(inputs) :])
             total = tf.nest.map_structure(tf.add, total, gradients_and_loss) if total else gradients_and_loss
     return total
 
