@@ -10,6 +10,7 @@ first. `to_json` and `from_json` carry them between processes.
 
 import dataclasses
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -91,7 +92,7 @@ def to_json(counts: Counts) -> dict[str, object]:
     }
 
 
-def from_json(fields: Mapping[str, object]) -> Counts:
+def from_json(fields: Mapping[str, Any]) -> Counts:
     """Returns the counts of which `to_json` made `fields`."""
     instances = fields['instances']
     return Counts(

@@ -46,7 +46,7 @@ def count_pairs(truth: np.ndarray, prediction: np.ndarray, num_ids: int) -> np.n
     return counts[: bins + 1]
 
 
-def iou(hits: int, missed: int, false: int) -> float:
+def iou(hits: float, missed: float, false: float) -> float:
     """Returns the intersection over union; NaN where there is nothing to find and nothing was found."""
     union = hits + missed + false
     return float(hits / union) if union else float('nan')

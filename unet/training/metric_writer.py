@@ -9,6 +9,7 @@ import json
 import math
 import os
 import pathlib
+from collections.abc import Mapping
 
 import tensorflow as tf
 
@@ -30,7 +31,7 @@ class MetricsWriter:
             _cut_events(file, last_step)
         self._summaries = tf.summary.create_file_writer(str(events))
 
-    def write(self, step: int, values: dict[str, float], pictures: dict[str, object] | None = None) -> None:
+    def write(self, step: int, values: dict[str, float], pictures: Mapping[str, object] | None = None) -> None:
         """Writes one line with `step` and the values, also as TensorBoard scalars; what is not finite is null.
 
         Args:
