@@ -14,14 +14,21 @@ import shlex
 import subprocess
 import sys
 
+import pytest
+
+pytestmark = pytest.mark.check
+
 ROOT = pathlib.Path(__file__).parent.parent
 DOCUMENTS = [
     'README.md',
     'WORKSPACE.md',
     'CHANGELOG.md',
+    'CONTRIBUTING.md',
     *(f'docs/{path.name}' for path in (ROOT / 'docs').glob('*.md')),
 ]
-USED = [name for name in DOCUMENTS if name not in ('WORKSPACE.md', 'CHANGELOG.md', 'docs/design.md')]  # by users
+USED = [
+    name for name in DOCUMENTS if name not in ('WORKSPACE.md', 'CHANGELOG.md', 'CONTRIBUTING.md', 'docs/design.md')
+]  # by users
 PACKAGES = ('configs', 'data_prep', 'launch', 'unet', 'benchmarks', 'tests')
 DOORS = ('data_prep', 'launch', 'unet')  # packages with programs for users
 # Lines that flags in a table of docs/clusters.md may be added to.
