@@ -36,12 +36,12 @@ def run(module: str, arguments: list[str], cwd: pathlib.Path, timeout: float) ->
         server = _server()
         server.stdin.write(json.dumps(order | {'folder': folder}) + '\n')
         server.stdin.flush()
-        process = int(_line(server, timeout=60))
+        process = int(_line(server, timeout=600))
         try:
             status = int(_line(server, timeout))
         except TimeoutError:
             os.kill(process, signal.SIGKILL)
-            _line(server, timeout=60)
+            _line(server, timeout=600)
             raise
         out, error = (pathlib.Path(folder, name).read_text() for name in ('stdout', 'stderr'))
     return subprocess.CompletedProcess([sys.executable, '-m', module, *arguments], status, out, error)

@@ -127,7 +127,7 @@ def largest_difference(one: pathlib.Path, other: pathlib.Path, step: int) -> flo
 
 def worker(launcher: int, rank: int) -> int:
     """The process of one rank below launch.local's, as soon as it is there."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         for child in subprocess.run(['pgrep', '-P', str(launcher)], capture_output=True, text=True).stdout.split():
             with contextlib.suppress(OSError), open(f'/proc/{child}/environ') as environ:

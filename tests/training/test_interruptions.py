@@ -34,8 +34,15 @@ def undisturbed(tmp_path_factory, data_dir):
     return workdir
 
 
+def _imports_tensorflow(pid: int) -> bool:
+    """Whether a process has come so far; from then on it answers signals."""
+    with contextlib.suppress(OSError), open(f'/proc/{pid}/maps') as maps:
+        return 'libtensorflow' in maps.read()
+    return False
+
+
 def test_a_request_to_stop_is_answered_while_starting(tmp_path, data_dir):
-    for seconds in (1.5, 4.0):  # while TensorFlow is imported, and later
+    for comes in (_imports_tensorflow, lambda pid: (tmp_path / 'lease.json').exists()):  # what comes before the request
         process = subprocess.Popen(
             tiny.train_command(tmp_path, data_dir),
             cwd=tiny.ROOT,
@@ -43,9 +50,10 @@ def test_a_request_to_stop_is_answered_while_starting(tmp_path, data_dir):
             stderr=subprocess.PIPE,
             text=True,
         )
-        time.sleep(seconds)
+        while process.poll() is None and not comes(process.pid):
+            time.sleep(0.01)
         process.send_signal(signal.SIGTERM)
-        _, error = process.communicate(timeout=120)
+        _, error = process.communicate(timeout=300)
         assert process.returncode == entry.STOPPED, error
         assert 'stopped on request' in error and 'Traceback' not in error
 
@@ -71,7 +79,7 @@ def test_what_takes_too_long_is_ended_in_time(tmp_path, data_dir):
         time.sleep(0.1)
     time.sleep(2)
     process.send_signal(signal.SIGTERM)
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=300)
     assert process.returncode == entry.STOPPED and 'config.runtime.grace_seconds=1' in error, error
     assert not (tmp_path / 'a/lease.json').exists()
 
@@ -111,7 +119,7 @@ main()
     os.close(writer)
     if hindrance == 'no reader':
         os.close(reader)
-    process.communicate(b'go\n', timeout=30)
+    process.communicate(b'go\n', timeout=300)
     assert process.returncode == entry.PEER_LOST
     if hindrance != 'no reader':
         assert hindrance != 'a hanging filesystem' or b'rank 1 is gone' in os.read(reader, 4096)
@@ -222,7 +230,10 @@ def _interrupt(command, workdir, workers: int, number: signal.Signals, phase: st
     process = subprocess.Popen(command, cwd=tiny.ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     ranks = chance.choice([[0], [1], [0, 1]]) if workers > 1 else [0]
     if phase == 'starting':
-        late = time.monotonic() + chance.uniform(1, 8 * workers)
+        pids = [tiny.worker(process.pid, rank) for rank in ranks] if workers > 1 else [process.pid]
+        while process.poll() is None and not all(map(_imports_tensorflow, pids)):
+            time.sleep(0.01)
+        late = time.monotonic() + chance.uniform(0, 7 * workers)
         while time.monotonic() < late and newest() < first:
             time.sleep(0.01)
     else:

@@ -77,7 +77,7 @@ os.waitpid(gone, 0)
 stale = json.dumps({'host': os.uname().nodename, 'pid': gone, 'started': '1', 'job': ''})
 os.mkdir('run')
 forked = multiprocessing.get_context('fork')
-together = forked.Barrier(2, timeout=10)
+together = forked.Barrier(2, timeout=60)
 starters = [forked.Process(target=start, args=(first, together, stale)) for first in (True, False)]
 for starter in starters:
     starter.start()
@@ -93,7 +93,7 @@ def test_of_two_who_find_a_stale_lease_one_gets_in(tmp_path):
         env=os.environ | {'PYTHONPATH': str(tiny.ROOT)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     outcomes = [[f'{number} {entry.OK}', f'{number} {entry.IN_USE}'] for number in range(300)]
     found = [line for line in done.stdout.splitlines() if line[0].isdigit()]
@@ -121,10 +121,11 @@ def test_a_living_lease_keeps_out_a_host_whose_clock_is_wrong(tmp_path, monkeypa
 def test_a_stale_lease_is_watched_for_the_time_left_and_taken(tmp_path, content):
     path = tmp_path / 'lease.json'
     path.write_text(content)
-    os.utime(path, (time.time() - 59, time.time() - 59))
-    started = time.monotonic()
+    renewed, started = time.time() - 59, time.monotonic()
+    os.utime(path, (renewed, renewed))
     with lease.hold(tmp_path):
-        assert 0.5 < time.monotonic() - started < 3
+        assert time.time() - renewed > 59.9
+        assert time.monotonic() - started < 50, 'not for all of the 60 s again'
         assert json.loads(path.read_text())['pid'] == os.getpid()
     assert not list(tmp_path.iterdir())
 
