@@ -74,7 +74,7 @@ def is_complete(data_dir: epath.Path, flags: dict, source: dict) -> bool:
     for split in manifest['splits'].values():
         for shard in split['shards']:
             path = data_dir / shard['file']
-            if not path.exists() or path.stat().length != shard['bytes']:
+            if not path.exists() or files.stat(path).length != shard['bytes']:
                 raise entry.UserError(
                     entry.BAD_DATA,
                     f'{path}: missing or of another size than in the manifest; the finished dataset was changed later. '
@@ -118,7 +118,7 @@ def read_notes(data_dir: epath.Path) -> dict[str, dict]:
     for path in sorted((data_dir / record_folder.BUILDING).glob('*.tfrecord-*.json')):
         note = files.read_json(path)
         shard = data_dir / note['file']
-        if shard.exists() and shard.stat().length == note['bytes']:
+        if shard.exists() and files.stat(shard).length == note['bytes']:
             notes[note['file']] = note
     return notes
 

@@ -116,7 +116,7 @@ def check_files(data_dir: epath.Path, manifest: dict) -> list[str]:
     problems += [f'{name}: missing. Copy it again.' for name in sorted(expected.keys() - there)]
     problems += [f'{name}: not in the manifest. Remove it.' for name in sorted(there - expected.keys())]
     for name in sorted(there & expected.keys()):
-        size = (data_dir / name).stat().length
+        size = files.stat(data_dir / name).length
         if size != expected[name]:
             problems.append(f'{name}: {size:,} bytes instead of {expected[name]:,}. Copy it again.')
     return problems
@@ -197,7 +197,7 @@ def _read_index(data_dir: epath.Path, split: str) -> list[dict]:
     shards = files.read_json(path)['shards']
     for shard in shards:
         file = data_dir / shard['file']
-        size = file.stat().length if file.exists() else None
+        size = files.stat(file).length if file.exists() else None
         if size != shard['bytes']:
             found = 'is not there' if size is None else f'has {size:,} bytes'
             raise entry.UserError(
@@ -230,7 +230,7 @@ def _scan(data_dir: epath.Path, split: str) -> Iterator[dict]:
         path = data_dir / name
         if not path.exists():
             raise entry.UserError(entry.BAD_DATA, f'{path}: this shard of {len(counts)} is not there. Copy it again.')
-        size, at, rows = path.stat().length, 0, []
+        size, at, rows = files.stat(path).length, 0, []
         while at < size:
             header = tfrecord.read_at(os.fspath(path), at, tfrecord.HEADER.size)
             if len(header) < tfrecord.HEADER.size or tfrecord.HEADER.unpack(header)[1] != tfrecord.masked_crc(

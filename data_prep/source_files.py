@@ -43,7 +43,7 @@ def size_of(root: epath.PathLike, location: str) -> int:
     if archive:
         return _archive(os.path.join(root, archive)).getinfo(name).file_size
     path = os.path.join(root, name)
-    return epath.Path(path).stat().length if files.is_remote(path) else os.stat(path).st_size
+    return files.stat(path).length
 
 
 def list_all(root: epath.Path, kinds: tuple[str, ...]) -> dict[str, str]:

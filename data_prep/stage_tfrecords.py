@@ -19,7 +19,6 @@ from collections.abc import Iterator
 
 from absl import flags
 from etils import epath
-from etils.epath import stat_utils
 
 from data_prep import records
 from launch import entry, files, host
@@ -80,8 +79,8 @@ def stage(source: epath.Path, target: pathlib.Path, splits: list[str], leave_fre
     with _alone(target):
         for leftover in target.glob('.*.tmp'):
             leftover.unlink()
-        wanted = {file for split, files in shards.items() if not splits or split in splits for file in files}
-        originals = {file: (source / file).stat() for files in shards.values() for file in files}
+        wanted = {name for split, names in shards.items() if not splits or split in splits for name in names}
+        originals = {name: files.stat(source / name) for names in shards.values() for name in names}
         there = {file for file in wanted if _is_copy(target / file, originals[file])}
         todo, linked = [], []
         free = shutil.disk_usage(target).free - leave_free
@@ -132,12 +131,12 @@ def _shards(source: epath.Path, splits: list[str]) -> tuple[dict[str, list[str]]
     return {name: [shard['file'] for shard in split] for name, split in listed.items()}, digests
 
 
-def _is_copy(path: pathlib.Path, original: stat_utils.StatResult) -> bool:
+def _is_copy(path: pathlib.Path, original: files.Stat) -> bool:
     """Whether a shard was copied before: it has its name only since it was compared with its digest, and the time of
     its source, so that a folder that was built anew is copied anew."""
     if path.is_symlink() or not path.exists():
         return False
-    return (path.stat().st_size, int(path.stat().st_mtime)) == (original.length, int(original.mtime))
+    return files.stat(path) == original
 
 
 def _link(source: epath.Path, target: pathlib.Path) -> None:
@@ -162,7 +161,7 @@ def _copy(source: epath.Path, target: pathlib.Path, digest: str | None) -> None:
             f'{source}: its SHA-256 is {found.hexdigest()[:12]}…, {records.MANIFEST} says {digest[:12]}…. Run '
             'python -m data_prep.verify_tfrecords, then build the folder again or copy it again.',
         )
-    modified = int(source.stat().mtime)
+    modified = files.stat(source).mtime
     os.utime(temporary, (modified, modified))
     temporary.replace(target)
 

@@ -11,7 +11,7 @@ A path may be a URL such as gs://bucket/folder.
 import json
 import os
 import socket
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from etils import epath
 
@@ -33,6 +33,25 @@ def write_atomically(path: epath.PathLike, content: str | bytes) -> None:
         file.write(content)
         sync(file, path)
     temporary.replace(path)
+
+
+class Stat(NamedTuple):
+    """The size of a file in bytes, and the time of its last change in seconds since the epoch."""
+
+    length: int
+    mtime: int
+
+
+def stat(path: epath.PathLike) -> Stat:
+    """Returns size and time of a file; raises FileNotFoundError if it is not there.
+
+    epath's own stat looks up the owner's name too and fails where a user id has none, as in many containers.
+    """
+    if is_remote(path):
+        remote = epath.Path(path).stat()
+        return Stat(remote.length, int(remote.mtime))
+    local = os.stat(path)
+    return Stat(local.st_size, int(local.st_mtime))
 
 
 def is_remote(path: epath.PathLike) -> bool:

@@ -1,0 +1,66 @@
+"""Files of owners whose user id has no name, as in many containers and on shared filesystems."""
+
+import os
+import pathlib
+import shutil
+import subprocess
+import tempfile
+
+import pytest
+from etils import epath
+
+from data_prep import records, stage_tfrecords
+from launch import entry, files
+from tests import tiny
+
+NAMELESS = 4242
+AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason='only root gives files and processes another owner')
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tiny.write_folder(tmp_path / 'records', train=tiny.scenes(4), validation=tiny.scenes(2, seed=1))
+
+
+def give_away(folder: pathlib.Path) -> None:
+    for path in (folder, *folder.rglob('*')):
+        os.chown(path, NAMELESS, NAMELESS)
+
+
+def test_size_and_time_are_those_of_the_system(tmp_path):
+    path = tmp_path / 'file'
+    path.write_bytes(b'12345')
+    os.utime(path, (7, 7.9))
+    assert files.stat(path) == (5, 7)
+    with pytest.raises(FileNotFoundError):
+        files.stat(tmp_path / 'none')
+
+
+@AS_ROOT
+def test_records_of_an_owner_without_a_name_are_read_and_staged(tmp_path, folder):
+    give_away(folder)
+    split = records.read_split(folder, 'train')
+    assert len(split) == 4 and records.read_example(split, 3)['image_id'] == b'train_003'
+    target = tmp_path / 'staged'
+    assert stage_tfrecords.stage(epath.Path(folder), target, [], leave_free=0, workers=1) == (4, 0, 0)
+    assert stage_tfrecords.stage(epath.Path(folder), target, [], leave_free=0, workers=1) == (0, 4, 0)
+
+
+@AS_ROOT
+@pytest.mark.skipif(not shutil.which('setpriv'), reason='setpriv (util-linux) starts a process of another user')
+def test_a_user_without_a_name_or_a_home_trains(folder):
+    """As the user of the project's image does: a number, whose home may not be written to."""
+    with tempfile.TemporaryDirectory() as open_to_all:  # which pytest's own folders are not
+        os.chmod(open_to_all, 0o755)
+        home = pathlib.Path(open_to_all, 'home')
+        home.mkdir()
+        records_folder = shutil.copytree(folder, pathlib.Path(open_to_all, 'records'))
+        give_away(home)
+        give_away(records_folder)
+        as_user = ['setpriv', f'--reuid={NAMELESS}', f'--regid={NAMELESS}', '--clear-groups']
+        as_user += ['--inh-caps=+dac_read_search', '--ambient-caps=+dac_read_search']  # Python may lie in root's home
+        command = tiny.train_command(home / 'run', records_folder, num_steps=2)
+        environ = os.environ | {'HOME': '/nowhere'}
+        done = subprocess.run([*as_user, *command], cwd=tiny.ROOT, env=environ, capture_output=True, text=True)
+        assert done.returncode == entry.OK, done.stderr
+        assert (home / 'run/report.html').stat().st_uid == NAMELESS
