@@ -38,6 +38,14 @@ def main() -> None:
             data_dir = None
     default = 'report.html' if len(_WORKDIR.value) == 1 else 'comparison.html'
     output = _OUTPUT.value or os.path.join(_WORKDIR.value[0], default)
+    if _OUTPUT.value:
+        output = os.path.join(output, default) if os.path.isdir(output) or output.endswith('/') else output
+        try:
+            os.makedirs(os.path.dirname(os.path.abspath(output)), exist_ok=True)
+        except OSError as error:
+            raise entry.UserError(
+                entry.BAD_USAGE, f'--output={output}: its folder cannot be made ({error.strerror}). Pass another one.'
+            ) from error
 
     with host.quiet_import():
         from unet.reporting import page

@@ -55,6 +55,10 @@ def find(patterns: Iterable[str], *, leave_out: Iterable[pathlib.Path] = ()) -> 
         else:
             files = [file for file in map(pathlib.Path, glob.glob(pattern, recursive=True)) if file.is_file()]
         if not files:
+            if not path.exists() and not glob.has_magic(pattern):
+                raise entry.UserError(
+                    entry.MISSING_INPUT, f'--images={pattern}: no images there: no such file or folder'
+                )
             raise entry.UserError(
                 entry.MISSING_INPUT,
                 f'--images={pattern}: no images there (looked for {", ".join((*IMAGES, *VIDEOS))}). Quote a glob, so '

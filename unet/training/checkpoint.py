@@ -89,7 +89,9 @@ def restore_path(path: str, checkpoint: tf.train.Checkpoint) -> None:
       UserError: MISSING_INPUT if it is not there, BAD_DATA if it is damaged or of another model.
     """
     if not os.path.exists(path + '.index'):
-        raise entry.UserError(entry.MISSING_INPUT, f'{path}: no such checkpoint')
+        raise entry.UserError(
+            entry.MISSING_INPUT, f'{path}: no such checkpoint. Pass best, latest, or the path of one (without .index).'
+        )
     try:
         status = checkpoint.read(path).expect_partial()  # what is not asked for, e.g. slots, is left alone
         status.assert_existing_objects_matched()
