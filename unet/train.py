@@ -61,6 +61,7 @@ def train_and_evaluate(
     train_split = records.read_split(data_dir, '+'.join(config.data.train_splits))
     eval_split = records.read_split(data_dir, config.data.eval_split)
     table = records.read_label_table(data_dir)
+    class_pixels = records.class_pixels(data_dir, config.data.train_splits)
     runtime = config.runtime
     if runtime.deterministic:
         tf.config.experimental.enable_op_determinism()
@@ -89,7 +90,6 @@ def train_and_evaluate(
         contents = tf.train.Checkpoint(model=model, state=state)
         restored = _restore(config, workdir, contents, joined.group)
         start = int(state.step.numpy())
-        class_pixels = records.class_pixels(data_dir, config.data.train_splits)
         train_steps = training_build.make_train_steps(config, model, state, table, strategy, class_pixels)
         if joined.is_chief:  # only now, when it is sure that the run goes on with it
             workdir_files.write_config(workdir, config)
