@@ -16,6 +16,7 @@ from unet.data import build as data_build
 from unet.diagnostics import parts
 from unet.models import build as model_build
 from unet.training import build as training_build
+from unet.training import step as training_step
 
 
 def step_and_batch(config: ConfigDict) -> tuple[Callable, dict[str, tf.Tensor]]:
@@ -31,14 +32,14 @@ def training_steps(config: ConfigDict, strategy: tf.distribute.Strategy, steps: 
     """A function that takes so many of unet.main's steps on a new model, one per call of them, and returns when they
     are done."""
     with strategy.scope():
-        model = model_build.build_model(config, labels.CITYSCAPES, replicas=1)
+        model = model_build.build_model(config, labels.CITYSCAPES, replicas=strategy.num_replicas_in_sync)
         state = training_build.make_train_state(config, model)
     train_steps = training_build.make_train_steps(config, model, state, labels.CITYSCAPES, strategy, None)
     batches = data_build.iterate(parts.same_batch_again(config, strategy))
 
     def take_steps():
         for _ in range(steps):
-            rows = train_steps(batches, tf.constant(1), tf.constant(0.0))
-        return rows.numpy()
+            taken = train_steps(batches, tf.constant(1), tf.constant(0.0))
+        return training_step.read_metrics(taken)
 
     return take_steps

@@ -56,6 +56,9 @@ FIELDS: dict[str, Field] = {
     'model.dropout': Field(0.0, at_least=0, at_most=0.95),
     # 'batch' (over the global batch), 'group' (each image by itself) or 'none'.
     'model.norm': Field('batch', choices=('batch', 'group', 'none')),
+    # Batch statistics are taken over the 'global_batch', so that N devices train as one, or over each 'device' by
+    # itself: no sums over devices but those of the gradients, and what is learnt depends on their number.
+    'model.norm_over': Field('global_batch', choices=('global_batch', 'device')),
     # Of the running statistics that evaluation uses; lower it for runs below 1000 steps.
     'model.norm_momentum': Field(0.99, at_least=0, at_most=1),
     #
@@ -116,7 +119,8 @@ FIELDS: dict[str, Field] = {
     # How it is computed; fields here change nothing that is learnt, but for microbatches with model.norm='batch'
     'runtime.virtual_devices': Field(0, at_least=0),  # split the CPU; 0: all GPUs, or the CPU where there is none
     'runtime.deterministic': Field(False),  # bit-identical reruns, at some cost in speed on GPUs
-    # XLA. 'auto': for the step of one device; for predictions on a GPU, and on a CPU in bfloat16.
+    # XLA. 'auto': for what a step computes between the sums over devices; for predictions on a GPU, and on a CPU in
+    # bfloat16. 'on': for the sums over GPUs too, once unet.preflight --selfcheck has tried that.
     'runtime.jit_compile': Field('auto', choices=('auto', 'on', 'off')),
     # Activation recomputation: compute each level's activations again in the backward pass instead of keeping them:
     # half the memory, a third more time, the same results.
@@ -125,8 +129,9 @@ FIELDS: dict[str, Field] = {
     # with one all-reduce and one update: less memory, the same gradient. Batch statistics are then taken over a
     # microbatch (on all devices). 0: the smallest number that fits the memory is found before the first step.
     'runtime.microbatches': Field(1, at_least=0),
-    # Steps per call into TensorFlow; a request to stop is answered between calls.
-    'runtime.steps_per_call': Field(1, at_least=1),
+    # Steps per call into TensorFlow; a request to stop is answered between calls. 0: on GPUs as many as take a quarter
+    # of grace_seconds, at most 10; 1 on CPUs.
+    'runtime.steps_per_call': Field(0, at_least=0),
     # A request to stop is answered within this time, or the run ends without the step under way. Keep it below what the
     # cluster allows: 30 s by default in Slurm (KillWait) and Kubernetes.
     'runtime.grace_seconds': Field(25.0, at_least=1),

@@ -45,7 +45,7 @@ def test_a_run_goes_on_to_the_same_values(workdir):
     done = tiny.run(tiny.train_command(workdir, RECORDS, num_steps=6, **fields))
     assert done.returncode == 0, done.stderr
     changes = [line for line in done.stdout.splitlines() if line.startswith('  config.')]
-    assert changes == ['  config.num_steps: 4 -> 6']
+    assert changes == ['  config.num_steps: 4 -> 6', '  config.runtime.steps_per_call: 1 -> 0']
     assert 'Going on from' in done.stdout
     ours = tiny.checkpoint_values(workdir / 'checkpoints/ckpt-6')
     theirs = tiny.checkpoint_values(BEFORE / 'two_more_steps/ckpt-6')

@@ -171,7 +171,7 @@ def _scale(global_batch: int, parts: list[str]) -> dict[int, dict[str, dict]]:
     """
     if not all(number.isdecimal() and int(number) for number in _SCALE.value):
         raise entry.UserError(entry.BAD_USAGE, f'--scale={",".join(_SCALE.value)}: give numbers, e.g. 1,2,4')
-    counts = sorted(map(int, _SCALE.value))
+    counts = sorted({1, *map(int, _SCALE.value)})  # one alone is what the others are compared with
     gpus, cores = host.visible_gpus(), host.cores()
     most, what = (len(gpus), 'GPUs') if gpus else (cores, 'cores')
     if counts[-1] > most:
@@ -209,15 +209,14 @@ def _scale(global_batch: int, parts: list[str]) -> dict[int, dict[str, dict]]:
 
 
 def _scaling_table(figures: Mapping[int, Mapping[str, dict]]) -> str:
-    """Images per second of each number of devices; efficiency against so many times the first, and against as many
-    workers at the same time that do not talk to each other."""
+    """Images per second of each number of devices; efficiency against so many times one alone, which XLA compiles as a
+    whole, and against as many workers at the same time that compute the same but do not talk to each other."""
     lines = [_SCALING_ROW.format('devices', 'part', 'images/s', 'efficiency', 'of no_communication')]
-    first = next(iter(figures))
     for count, found in figures.items():
         for part in ('input_pipeline', 'step', 'end_to_end', 'evaluate'):
             if part in found:
                 rate = found[part]['images_per_second']
-                of_first = rate / (figures[first][part]['images_per_second'] * count / first)
+                of_first = rate / (figures[1][part]['images_per_second'] * count)
                 of_bound = ''
                 if part == 'step' and 'no_communication' in found:
                     of_bound = f'{100 * rate / found["no_communication"]["images_per_second"]:.1f} %'

@@ -119,7 +119,7 @@ def _evaluate(
     from unet.evaluation import accumulator, instance_iou, predict_split, submission
     from unet.inference import build as inference_build
     from unet.reporting import page
-    from unet.training import restore
+    from unet.training import device_memory, restore
 
     runtime = config.runtime
     with cluster.join(
@@ -136,7 +136,7 @@ def _evaluate(
         if instance_files:
             instance_iou.check_classes(table)
         batch = _BATCH.value or config.eval.batch
-        compiled = inference_build.jit_predictions(config, strategy.num_replicas_in_sync)
+        compiled = inference_build.jit_predictions(config)
         found = predict_split.predictions(
             strategy,
             inference_build.predictor(config, model, table, inference, jit_windows=compiled),
@@ -157,13 +157,13 @@ def _evaluate(
         try:
             results = predict_split.in_threads(write_and_count, found)
             counts = list(_with_progress(results, len(split), group, stall))
-        except tf.errors.ResourceExhaustedError as error:
-            raise entry.UserError(
-                entry.BAD_CONFIG,
-                f'a device is out of memory with {batch} images at a time ({error.message.splitlines()[0][:200]}). '
-                'Pass --batch=1, or predict by a sliding window: --window=512x1024.',
-            ) from error
         except tf.errors.OpError as error:
+            if device_memory.is_out_of_memory(error):
+                raise entry.UserError(
+                    entry.BAD_CONFIG,
+                    f'a device is out of memory with {batch} images at a time ({error.message.splitlines()[0][:200]}). '
+                    'Pass --batch=1, or predict by a sliding window: --window=512x1024.',
+                ) from error
             group.raise_if_peer_lost(error)
             raise
         ours = accumulator.to_json(accumulator.merge(counts, table)) if scored else None

@@ -110,6 +110,8 @@ def _predictions(
     """
     import tensorflow as tf
 
+    from unet.training import device_memory
+
     @tf.function(reduce_retracing=True)
     def predict(images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         outputs = outputs_of(images)
@@ -120,7 +122,9 @@ def _predictions(
     for names, images in batches:
         try:
             label_ids, confidence = (tensor.numpy() for tensor in predict(tf.constant(images)))
-        except tf.errors.ResourceExhaustedError:
+        except tf.errors.OpError as error:
+            if not device_memory.is_out_of_memory(error):
+                raise
             size = 'x'.join(map(str, images.shape[1:3]))
             problems += [f'{name}: {len(names)} x {size} pixels are too much for the memory' for name in names]
             continue

@@ -106,7 +106,12 @@ def _checks(
         yield _attempt('init_from', 'fits', lambda: restore.init_from(config.init_from, model))
     yield checks.expected_time(config, table, strategy, 1e9 * _BANDWIDTH.value, _LATENCY.value / 1000)
     if _SELFCHECK.value:
-        yield from selfcheck.run(config, table, strategy)
+        passed = True
+        for check in selfcheck.run(config, table, strategy):
+            passed &= check.passed
+            yield check
+        if passed and joined.is_chief and model_build.jit_collectives(config, joined.replicas):
+            selfcheck.remember(workdir, strategy)
 
 
 def _attempt(name: str, found: str, call: Callable[[], object]) -> 'checks.Check':

@@ -23,14 +23,25 @@ from data_prep import labels, records
 from launch import entry, files
 from unet.data import build as data_build
 from unet.data import input_pipeline
-from unet.diagnostics import checks
+from unet.diagnostics import checks, selfcheck
 from unet.distributed import cluster, process_group, shutdown
 from unet.evaluation import metrics, predict_split
 from unet.inference import build as inference_build
 from unet.models import build as model_build
 from unet.reporting import confusion_plot, draw, page
 from unet.training import build as training_build
-from unet.training import checkpoint, lease, loop, metric_writer, restore, schedule, step, train_log
+from unet.training import (
+    checkpoint,
+    device_memory,
+    lease,
+    loop,
+    metric_writer,
+    restore,
+    schedule,
+    step,
+    train_log,
+    train_state,
+)
 from unet.training import workdir as workdir_files
 
 
@@ -77,6 +88,7 @@ def train_and_evaluate(
         )
         strategy, replicas = joined.strategy, joined.replicas
         checks.refuse(checks.before_training(config, workdir, data_dir, train_split, eval_split, table, strategy))
+        selfcheck.require(config, workdir, strategy)
         if joined.is_chief:
             stack.enter_context(lease.hold(workdir, check=stop.check))
         if runtime.microbatches == 0:
@@ -182,7 +194,7 @@ def _loop_run(
     config: ConfigDict,
     workdir: str,
     contents: tf.train.Checkpoint,
-    train_steps: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
+    train_steps: Callable[[tf.Tensor, tf.Tensor], step.Taken],
     evaluate: Callable[[int, train_log.TrainLog], loop.Evaluation | None],
     joined: cluster.Joined,
     stop: shutdown.StopRequest,
@@ -202,7 +214,8 @@ def _loop_run(
         ),
         num_steps=config.num_steps,
         global_batch=config.global_batch,
-        steps_per_call=config.runtime.steps_per_call,
+        steps_per_call=training_build.steps_per_call(config),
+        grace_seconds=config.runtime.grace_seconds,
         skips_overflows=config.precision == 'float16',
         checkpoints_kept=config.checkpoint.keep,
         best_metric=config.eval.best_metric,
@@ -222,7 +235,7 @@ def _raise_cause(
     if reader.failure:
         raise reader.failure from None
     joined.group.raise_if_peer_lost(error)
-    if isinstance(error, tf.errors.ResourceExhaustedError):
+    if device_memory.is_out_of_memory(error):
         images = config.global_batch // joined.replicas // config.runtime.microbatches
         raise entry.UserError(
             entry.BAD_CONFIG,
@@ -246,7 +259,7 @@ def _evaluator(
     model, state = contents.model, contents.state
     weights = [variable.value for variable in model.trainable_variables]
     predict = inference_build.predictor(config, model, table)
-    jit_compile = inference_build.jit_predictions(config, joined.replicas)
+    jit_compile = inference_build.jit_predictions(config)
     drawn = min(config.eval.pictures, len(split)) if joined.is_chief else 0
 
     def evaluate(done: int, log: train_log.TrainLog) -> loop.Evaluation | None:
@@ -256,7 +269,7 @@ def _evaluator(
 
         started, pictures = time.monotonic(), {}
         try:
-            with step.averaged_weights(weights, state.ema):
+            with train_state.averaged_weights(weights, state.ema):
                 confusion = predict_split.confusion_of_split(
                     joined.strategy,
                     predict,
@@ -275,7 +288,9 @@ def _evaluator(
                     draw.save(pictures['eval/pictures'], os.path.join(workdir, 'pictures', f'step-{done:06d}.png'))
         except predict_split.Interrupted:
             return None
-        except tf.errors.ResourceExhaustedError as error:
+        except tf.errors.OpError as error:
+            if not device_memory.is_out_of_memory(error):
+                raise
             raise entry.UserError(
                 entry.BAD_CONFIG,
                 f'a device is out of memory evaluating {config.eval.batch} whole images at a time '

@@ -49,7 +49,7 @@ def workdirs(tmp_path_factory, data):
     from unet.data import input_pipeline
     from unet.models import build as model_build
     from unet.models import preprocess
-    from unet.training import checkpoint, step, workdir
+    from unet.training import checkpoint, train_state, workdir
 
     split = records.read_split(data / 'records', 'validation')
     examples = list(input_pipeline.eval_dataset(input_pipeline.Reader(split), np.arange(len(split))[None]))[0]
@@ -72,7 +72,7 @@ def workdirs(tmp_path_factory, data):
         head.kernel.assign(fitted[:-1].reshape(head.kernel.shape) / np.abs(fitted).max())
         head.bias.assign(fitted[-1] / np.abs(fitted).max())
         weights = [variable.value for variable in model.trainable_variables]
-        state = step.TrainState('adam', weights, ema=False)
+        state = train_state.TrainState('adam', weights, ema=False)
         checkpoint.save(run / workdir.BEST, tf.train.Checkpoint(model=model, state=state), step=1, keep=1)
         found[learnt] = run
     return found

@@ -29,6 +29,7 @@ def failures(output: str) -> list[str]:
 def test_two_devices_prove_themselves(tmp_path, data_dir):
     """An overflow on either device among it, in float16."""
     fields = {'runtime.virtual_devices': 2, 'optimizer.ema': 0.9, 'loss.auxiliary': 0.4}
+    fields['runtime.jit_compile'] = 'auto'
     done = tiny.run(preflight(tmp_path, data_dir, '--selfcheck', '--json', **fields))
     assert done.returncode == 0, done.stdout + done.stderr
     checks = [json.loads(line) for line in done.stdout.splitlines()]
@@ -86,12 +87,17 @@ def test_a_batch_too_large_for_the_memory_is_found_in_parts(data_dir):
     config = default.get_config()
     config.data.crop, config.model.width = (64, 64), 4
     tried = []
+    # XLA on a GPU that is nearly full says the second of these.
+    errors = [
+        tf.errors.ResourceExhaustedError(None, None, 'OOM when allocating tensor'),
+        tf.errors.NotFoundError(None, None, 'Failed to determine best cudnn convolution algorithm for: ...'),
+    ]
 
     def try_step(microbatches):
         images = 12 // microbatches
         tried.append(images)
         if images > 3:
-            raise tf.errors.ResourceExhaustedError(None, None, 'out of memory')
+            raise errors[len(tried) % 2]
 
     cost, memory = training_build.estimate_cost(config, 19), device_memory.usable_bytes()
     assert device_memory.find_microbatches(cost, 12, memory, try_step) == 4

@@ -28,43 +28,55 @@ def undisturbed(tmp_path_factory, data_dir):
     return workdir, done.stdout
 
 
+def _losses(workdir, data_dir, **fields) -> list[float]:
+    """Trains, and returns the loss of each report."""
+    done = tiny.run(tiny.train_command(workdir, data_dir, **fields))
+    assert done.returncode == 0, done.stderr
+    lines = map(json.loads, (workdir / 'metrics.jsonl').read_text().splitlines())
+    losses = [line['train/loss'] for line in lines if 'train/loss' in line]
+    assert len(losses) == fields['num_steps'], losses
+    return losses
+
+
 def test_replicas_equal_one(tmp_path, data_dir):
-    """The same global batch gives the same weights on 1, 2 and 4 devices, with synchronised BatchNorm and clipping."""
+    """The same global batch gives the same weights on 1, 2 and 4 devices, with synchronised BatchNorm and clipping, and
+    with what lies between the sums compiled."""
     values = {}
-    for devices in (1, 2, 4):
+    for devices, jit_compile in ((1, 'off'), (2, 'off'), (2, 'auto'), (4, 'auto')):
+        folder = tmp_path / f'{devices}-{jit_compile}'
         command = tiny.train_command(
-            tmp_path / str(devices),
+            folder,
             data_dir,
             num_steps=5,
             precision='float64',
             optimizer__name='adam',
             optimizer__clip_norm=0.5,
             runtime__virtual_devices=devices,
+            runtime__jit_compile=jit_compile,
         )
         done = tiny.run(command)
         assert done.returncode == 0, done.stderr
-        values[devices] = tiny.checkpoint_values(tmp_path / str(devices) / 'checkpoints/ckpt-5')
-    for devices in (2, 4):
-        differences = {
-            name: np.abs(values[1][name] - values[devices][name]).max() for name in values[1] if 'model' in name
-        }
+        values[folder.name] = tiny.checkpoint_values(folder / 'checkpoints/ckpt-5')
+    one = values.pop('1-off')
+    for several in values.values():
+        differences = {name: np.abs(one[name] - several[name]).max() for name in one if 'model' in name}
         assert max(differences.values()) < 1e-9, differences
-    start = json.loads((tmp_path / '1/metrics.jsonl').read_text().splitlines()[0])
+    start = json.loads((tmp_path / '1-off/metrics.jsonl').read_text().splitlines()[0])
     assert start['train/gradient_norm'] > 0.5  # or clipping would not have been tested
 
 
 def test_several_devices_train_in_float32(tmp_path, data_dir):
     """TensorFlow's rewriting of the graph must not let them wait for each other; losses differ by rounding alone."""
-    losses = []
-    for devices in (0, 2):
-        folder = tmp_path / f'{devices}'
-        fields = {'runtime__virtual_devices': devices, 'num_steps': 3, 'log__every_steps': 1, 'eval__every_steps': 3}
-        done = tiny.run(tiny.train_command(folder, data_dir, **fields))
-        assert done.returncode == 0, done.stderr
-        lines = map(json.loads, (folder / 'metrics.jsonl').read_text().splitlines())
-        losses.append([line['train/loss'] for line in lines if 'train/loss' in line])
-    assert len(losses[0]) == 3
+    fields = {'num_steps': 3, 'log__every_steps': 1, 'eval__every_steps': 3}
+    losses = [_losses(tmp_path / f'{n}', data_dir, runtime__virtual_devices=n, **fields) for n in (0, 2)]
     np.testing.assert_allclose(*losses, rtol=1e-3)
+
+
+def test_several_compiled_devices_train_in_bfloat16(tmp_path, data_dir):
+    fields = {'num_steps': 3, 'log__every_steps': 1, 'eval__every_steps': 3, 'precision': 'bfloat16'}
+    fields['runtime__jit_compile'] = 'auto'
+    losses = [_losses(tmp_path / f'{n}', data_dir, runtime__virtual_devices=n, **fields) for n in (0, 2)]
+    np.testing.assert_allclose(*losses, rtol=2e-2)
 
 
 def test_microbatches_equal_the_whole_batch(tmp_path, data_dir):

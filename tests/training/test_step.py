@@ -1,5 +1,7 @@
+import json
 import sys
 
+import numpy as np
 import pytest
 
 from tests import tiny
@@ -29,3 +31,52 @@ for config.runtime.microbatches in (8, 1):
     assert done.returncode == 0, done.stderr
     parts, whole = map(int, done.stdout.split())
     assert parts < 0.25 * whole  # 0.14 and 0.15; parts side by side 0.31 and more
+
+
+def test_norm_over_each_device():
+    """Each device normalises by its own half of the batch, whose running statistics are the mean of both devices'."""
+    code = """
+import json
+import numpy as np
+from configs import default
+from data_prep import labels
+from unet.diagnostics import selfcheck
+from unet.distributed import cluster
+strategy, found = cluster.make_strategy(2), {}
+for over in ('global_batch', 'device'):
+    config = selfcheck.small(default.get_config(), replicas=2)
+    config.precision, config.model.norm_over, config.model.norm_momentum = 'float64', over, 0.0
+    training = selfcheck.Training(config, labels.CITYSCAPES, strategy)
+    training.take_step(0)
+    statistics = [v.value.numpy().tolist() for v in training.contents.model.non_trainable_variables]
+    found[over] = {'statistics': statistics, 'spread': training.spread()}
+print(json.dumps(found))
+"""
+    done = tiny.run([sys.executable, '-c', code])
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found['device']['spread'] == found['global_batch']['spread'] == 0
+    (mean, variance, *_, last), (own_mean, own_variance, *_, own_last) = (side['statistics'] for side in found.values())
+    np.testing.assert_allclose(own_mean, mean, rtol=1e-9)  # of the first layer, which sees the images
+    assert (np.array(own_variance) <= np.array(variance) + 1e-12).all() and not np.allclose(own_variance, variance)
+    assert not np.allclose(own_last, last)
+
+
+def test_launches_and_traffic():
+    """What a replica computes between the sums is few launches, and normalisation holds no intermediates."""
+    code = """
+import json
+from benchmarks import launches
+from configs import default
+config = default.get_config()
+config.runtime.virtual_devices, config.global_batch, config.data.crop, config.model.width = 2, 2, (64, 64), 4
+counts = {}
+for config.model.norm_over in ('global_batch', 'device'):
+    counts[config.model.norm_over] = sum(launches.launches(config).values())
+print(json.dumps([counts, launches.norm_bytes()]))
+"""
+    done = tiny.run([sys.executable, '-c', code])
+    assert done.returncode == 0, done.stderr
+    counts, norm_bytes = json.loads(done.stdout)
+    assert counts['global_batch'] <= 500 and counts['device'] <= 60, counts
+    assert sum(norm_bytes.values()) <= 20, norm_bytes  # per element in bfloat16

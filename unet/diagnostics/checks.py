@@ -205,7 +205,8 @@ def expected_step_seconds(config: ConfigDict, num_classes: int, strategy: tf.dis
         strategy,
         global_batch=config.global_batch,
         microbatches=config.runtime.microbatches,
-        jit_compile=model_build.jit_compile(config, strategy.num_replicas_in_sync),
+        jit_compile=model_build.jit_compile(config),
+        synchronized=model_build.synchronized(config, strategy.num_replicas_in_sync),
     )
 
 

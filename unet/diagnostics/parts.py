@@ -7,6 +7,7 @@ They are built of what training and evaluation run: the same batches, the same c
 config is read here, since what is measured is what a config makes of these.
 """
 
+import collections
 import dataclasses
 import itertools
 from collections.abc import Callable, Collection, Iterator
@@ -24,8 +25,10 @@ from unet.evaluation import metrics, predict_split
 from unet.inference import build as inference_build
 from unet.models import build as model_build
 from unet.training import build as training_build
+from unet.training import step
 
 NAMES_OF_TRAINING = ('step', 'end_to_end', 'no_communication')  # the parts that take steps
+_STEPS_PER_CALL = 10  # where the config leaves their number to the loop
 _EVALUATED = 10_000  # images of a pass at the least, so that its start counts for little
 
 
@@ -70,7 +73,7 @@ def _training_parts(
     class_pixels: np.ndarray | None,
     names: Collection[str],
 ) -> Iterator[Part]:
-    share, steps = config.global_batch // joined.workers.count, config.runtime.steps_per_call
+    share, steps = config.global_batch // joined.workers.count, training_build.steps_per_call(config) or _STEPS_PER_CALL
     batches = train_steps = None
     if {'input_pipeline', 'end_to_end'} & set(names):
         reader = input_pipeline.Reader(records.read_split(data_dir, '+'.join(config.data.train_splits)))
@@ -91,9 +94,8 @@ def _no_communication(
 ) -> Part:
     """The work of 'step' but for what devices tell each other: one device's images, compiled and normalised as on
     all."""
-    share, steps = config.global_batch // joined.workers.count, config.runtime.steps_per_call
+    share, steps = config.global_batch // joined.workers.count, training_build.steps_per_call(config) or _STEPS_PER_CALL
     alone, own = tf.distribute.get_strategy(), config.copy_and_resolve_references()
-    own.runtime.jit_compile = 'on' if model_build.jit_compile(config, joined.replicas) else 'off'
     own.global_batch = config.global_batch // joined.replicas
     train_steps = _training(own, table, alone, class_pixels, joined.replicas)
     return Part('no_communication', share * steps, steps, _stepping(train_steps, same_batch_again(own, alone), steps))
@@ -107,7 +109,7 @@ def _inference_parts(
     with strategy.scope():
         model = model_build.build_model(config, table, replicas=1)
     predict = inference_build.predictor(config, model, table)
-    compiled = inference_build.jit_predictions(config, joined.replicas)
+    compiled = inference_build.jit_predictions(config)
     if 'predict' in names:
         yield Part('predict', 1, 1, _predicting(tf.function(predict, jit_compile=compiled), split))
     if 'evaluate' in names:
@@ -134,13 +136,20 @@ def _training(
     with strategy.scope():
         model = model_build.build_model(config, table, replicas=replicas)
         state = training_build.make_train_state(config, model)
-    return training_build.make_train_steps(config, model, state, table, strategy, class_pixels)
+    return training_build.make_train_steps(config, model, state, table, strategy, class_pixels, replicas=replicas)
 
 
 def _stepping(train_steps: Callable, batches: tf.data.Dataset, steps: int) -> Callable[[], float]:
-    """A call takes so many steps and returns the seconds that they waited for data."""
+    """A call takes so many steps and returns the seconds that those of the call before waited for data: as in training
+    one call stays queued."""
     arguments = data_build.iterate(batches), tf.constant(steps), tf.constant(0.0)
-    return lambda: float(train_steps(*arguments).numpy()[:, -1].sum())
+    queued = collections.deque[step.Taken]()
+
+    def call() -> float:
+        queued.extend(train_steps(*arguments) for _ in range(2 - len(queued)))
+        return float(step.column(step.read_metrics(queued.popleft()), 'seconds_without_data').sum())
+
+    return call
 
 
 def _taking(batches: tf.data.Dataset) -> Callable[[], None]:

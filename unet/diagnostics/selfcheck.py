@@ -8,6 +8,9 @@ use. In float64 the weights must be those that one device computes; in float16 a
 withheld on all of them. What is trained are variants of the config, which are made here and go to the builders.
 """
 
+import json
+import os
+import pathlib
 import tempfile
 import time
 from collections.abc import Iterator
@@ -18,12 +21,14 @@ from ml_collections import ConfigDict
 
 from configs import validation
 from data_prep import labels
+from launch import entry, files
 from unet.data import build as data_build
 from unet.diagnostics.checks import Check
 from unet.models import build as model_build
 from unet.training import build as training_build
 from unet.training import checkpoint, step
 
+FILE = 'selfcheck.json'  # in a workdir: what the self-check has passed on
 _STEPS = 3
 _WIDTH = 8
 _REDUCED_BYTES = 64 * 2**20  # of the all-reduce that is timed
@@ -41,12 +46,12 @@ def run(config: ConfigDict, table: labels.Table, strategy: tf.distribute.Strateg
     Yields:
       Each check as it is made.
     """
-    config = _small(config, strategy.num_replicas_in_sync)
+    config = small(config, strategy.num_replicas_in_sync)
     exact, alone = _with(config, {'precision': 'float64'}), tf.distribute.get_strategy()
-    many, one = _Training(exact, table, strategy), _Training(exact, table, alone)
-    recomputed = _Training(_with(exact, {'runtime.recompute': True}), table, strategy)
+    many, one = Training(exact, table, strategy), Training(_with(exact, {'runtime.jit_compile': 'off'}), table, alone)
+    recomputed = Training(_with(exact, {'runtime.recompute': True}), table, strategy)
     # On one device, whose step holds no collectives.
-    compiled = _Training(_with(exact, {'runtime.jit_compile': 'on'}), table, alone)
+    compiled = Training(_with(exact, {'runtime.jit_compile': 'auto'}), table, alone)
     if many.replicas > 1:
         yield _equal(
             f'{many.replicas} devices train as one',
@@ -58,18 +63,44 @@ def run(config: ConfigDict, table: labels.Table, strategy: tf.distribute.Strateg
     yield _equal('recomputed activations give the same', [recomputed, many], 'Leave config.runtime.recompute=False.')
     yield _equal('the compiled step gives the same', [compiled, one], 'Set config.runtime.jit_compile=off.')
     yield _restored_goes_on_the_same(many)
-    yield from _overflows_are_withheld(_Training(_with(config, {'precision': 'float16'}), table, strategy))
+    yield from _overflows_are_withheld(Training(_with(config, {'precision': 'float16'}), table, strategy))
     if many.replicas > 1:
         yield _bandwidth(strategy)
 
 
-def _small(config: ConfigDict, replicas: int) -> ConfigDict:
+def machine(strategy: tf.distribute.Strategy) -> dict[str, object]:
+    """Returns what a self-check holds for: devices of this kind, as many, under this TensorFlow."""
+    gpus = tf.config.list_physical_devices('GPU')
+    names = sorted(str(tf.config.experimental.get_device_details(gpu).get('device_name')) for gpu in gpus)
+    return {'tensorflow': tf.__version__, 'devices': names, 'replicas': strategy.num_replicas_in_sync}
+
+
+def remember(workdir: str, strategy: tf.distribute.Strategy) -> None:
+    """Notes in the workdir that the self-check has passed with sums that XLA compiles."""
+    os.makedirs(workdir, exist_ok=True)
+    files.write_atomically(os.path.join(workdir, FILE), json.dumps(machine(strategy)) + '\n')
+
+
+def require(config: ConfigDict, workdir: str, strategy: tf.distribute.Strategy) -> None:
+    """Raises UserError BAD_CONFIG where XLA would compile sums over devices and no self-check has tried it here."""
+    if not model_build.jit_collectives(config, strategy.num_replicas_in_sync):
+        return
+    path = pathlib.Path(workdir, FILE)
+    if not path.exists() or json.loads(path.read_text()) != machine(strategy):
+        raise entry.UserError(
+            entry.BAD_CONFIG,
+            'config.runtime.jit_compile=on: training is reported to hang where XLA compiles the sums over several '
+            "GPUs. Leave it at 'auto', which compiles what lies between them, or let python -m unet.preflight "
+            f'--selfcheck --workdir={workdir} try it on these devices first, with the same --config.',
+        )
+
+
+def small(config: ConfigDict, replicas: int) -> ConfigDict:
     """The config with a small model and small images, two per replica, and without what would hide a difference."""
     config = config.copy_and_resolve_references()
     config.model.width = min(config.model.width, _WIDTH)
     config.global_batch = 2 * replicas
     config.runtime.microbatches = 1
-    config.runtime.jit_compile = 'off'
     config.loss.balanced = False
     config.model.dropout = 0.5  # for the second input, which lets infinity in
     config.optimizer.schedule, config.optimizer.warmup_steps = 'constant', 0
@@ -90,7 +121,7 @@ def _share(config: ConfigDict, number: int, replica: int, replicas: int, poisone
     return {name: tf.constant(values) for name, values in batch.items()}
 
 
-class _Training:
+class Training:
     """A model in training under a strategy, one step at a time."""
 
     def __init__(self, config: ConfigDict, table: labels.Table, strategy: tf.distribute.Strategy):
@@ -142,7 +173,7 @@ def _with(config: ConfigDict, fields: dict[str, object]) -> ConfigDict:
     return changed
 
 
-def _equal(name: str, trainings: list[_Training], remedy: str) -> Check:
+def _equal(name: str, trainings: list[Training], remedy: str) -> Check:
     for training in trainings:
         while training.state.step.numpy() < _STEPS:
             training.take_step(int(training.state.step.numpy()))
@@ -151,7 +182,7 @@ def _equal(name: str, trainings: list[_Training], remedy: str) -> Check:
     return Check(name, difference < _EQUAL, found, remedy)
 
 
-def _restored_goes_on_the_same(training: _Training) -> Check:
+def _restored_goes_on_the_same(training: Training) -> Check:
     with tempfile.TemporaryDirectory() as folder:  # each process of its own
         path = checkpoint.save(folder, training.contents, step=_STEPS, keep=1)
         ends = []
@@ -168,7 +199,7 @@ def _restored_goes_on_the_same(training: _Training) -> Check:
     )
 
 
-def _overflows_are_withheld(training: _Training) -> Iterator[Check]:
+def _overflows_are_withheld(training: Training) -> Iterator[Check]:
     for replica in range(training.replicas):
         training.take_step(2 * replica)
         before = training.values()

@@ -24,6 +24,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 import tensorflow as tf
+from tensorflow.python.distribute import cross_device_utils  # its keys have no public name in TensorFlow 2.21
 
 from launch import entry, host
 from unet.distributed import process_group, shutdown
@@ -196,6 +197,9 @@ def make_strategy(
       UserError: BAD_CONFIG if this host has GPUs that TensorFlow cannot use: it never falls back to the CPU unnoticed.
         PEER_LOST if a worker is gone.
     """
+    # By default TensorFlow 2.21 makes a key per sum and call and keeps a kilobyte of each for ever. This makes one per
+    # sum, when a function is traced: all ranks trace theirs in the same order.
+    cross_device_utils.CollectiveReplicaLauncher._prefer_unique_instance_key = False
     gpus = [] if virtual_devices else tf.config.list_physical_devices('GPU')
     if not virtual_devices:
         check_gpus(promised=len(host.visible_gpus()), seen=len(gpus))

@@ -102,7 +102,9 @@ def _on_all(strategy: tf.distribute.Strategy, predict: Callable[[tf.Tensor], tf.
     @tf.function(reduce_retracing=True)
     def predict_on_all(images, stop):
         asked = strategy.run(lambda: tf.cast(stop, tf.float32))
-        return strategy.run(predict, args=(images,)), strategy.reduce(tf.distribute.ReduceOp.SUM, asked, axis=None)
+        # Not strategy.run(predict), which would compile what all replicas do as one.
+        predicted = strategy.run(lambda images: predict(images), args=(images,))
+        return predicted, strategy.reduce(tf.distribute.ReduceOp.SUM, asked, axis=None)
 
     return predict_on_all
 

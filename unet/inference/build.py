@@ -53,11 +53,11 @@ def logits(
     )
 
 
-def jit_predictions(config: ConfigDict, replicas: int) -> bool:
+def jit_predictions(config: ConfigDict) -> bool:
     """Returns whether XLA compiles predictions, which it does anew for each image size.
 
     'auto': as the step, but on a CPU only for bfloat16, which is slow there without XLA; else it brings nothing.
     """
     if config.runtime.jit_compile == 'auto' and not tf.config.list_physical_devices('GPU'):
-        return replicas == 1 and config.precision == 'bfloat16'
-    return model_build.jit_compile(config, replicas)
+        return config.precision == 'bfloat16'
+    return model_build.jit_compile(config)

@@ -38,7 +38,9 @@ def make_predictor(
     """
 
     def predict(images: tf.Tensor) -> tf.Tensor:
-        return tf.gather(id_of_class, tf.argmax(logits_of(images), -1, tf.int32))
+        # TensorFlow has no kernel on GPUs that gathers uint8.
+        ids = tf.gather(tf.cast(id_of_class, tf.int32), tf.argmax(logits_of(images), -1, tf.int32))
+        return tf.cast(ids, tf.uint8)
 
     return predict
 

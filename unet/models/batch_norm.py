@@ -1,14 +1,18 @@
 """Batch normalisation over the global batch.
 
 Keras's layer computes the same from many full-size intermediates (a third of the U-Net's step on a CPU); this one uses
-TensorFlow's fused op on one replica, and on several keeps one tensor for the backward pass besides its input.
+TensorFlow's fused op on one replica. On several, what lies between the sums over the replicas is four pieces without
+intermediates, the ReLU before the normalisation among them: together they read and write 8 times what the input holds.
 
     import tensorflow as tf
     from unet.models import batch_norm
 
-    norm = batch_norm.BatchNorm(momentum=0.99, synchronized=False)
+    norm = batch_norm.BatchNorm(momentum=0.99)
     norm(tf.random.uniform([2, 8, 8, 3]), training=True)  # each channel has mean 0 and variance 1
 """
+
+import functools
+from collections.abc import Callable
 
 import keras
 import tensorflow as tf
@@ -17,19 +21,29 @@ EPSILON = 1e-3
 
 
 class BatchNorm(keras.layers.Layer):
-    """Normalises each channel to mean 0 and variance 1 over the global batch, then scales and shifts it.
+    """Normalises each channel to mean 0 and variance 1 over the batch, then scales and shifts it.
 
-    [batch, h, w, channels] -> the same, in the layer's compute dtype; statistics are taken in at least float32. All
-    replicas must hold equally many pixels. In evaluation the running statistics are used, which are updated as
-    `momentum * running + (1 - momentum) * batch`, with the biased variance.
+    [batch, h, w, channels] -> the same, in the layer's compute dtype; statistics are taken in at least float32. In
+    evaluation the running statistics are used, which are updated as `momentum * running + (1 - momentum) * batch`, with
+    the biased variance.
 
     Source: https://arxiv.org/abs/1502.03167.
+
+    Args:
+      momentum: of the running statistics.
+      relu: what is normalised is the input's ReLU.
+      synchronized: the batch is that of all replicas, which must hold equally many pixels, not the replica's own.
+      jit_compile: XLA compiles what a synchronized layer does between the sums over the replicas.
     """
 
-    def __init__(self, momentum: float, synchronized: bool, **kwargs):
+    def __init__(
+        self, momentum: float, *, relu: bool = False, synchronized: bool = False, jit_compile: bool = False, **kwargs
+    ):
         super().__init__(**kwargs)
         self._momentum = momentum
+        self._relu = relu
         self._synchronized = synchronized
+        self._jit_compile = jit_compile
 
     def build(self, shape: tuple[int | None, ...]) -> None:
         channels = (shape[-1],)
@@ -46,15 +60,27 @@ class BatchNorm(keras.layers.Layer):
         gamma, beta = tf.convert_to_tensor(self.gamma.value), tf.convert_to_tensor(self.beta.value)
         if not training:
             scale, shift = self.scale_and_shift()
-            return x * tf.cast(scale, x.dtype) + tf.cast(shift, x.dtype)
+            return tf.cast(_widened(x, scale.dtype, self._relu) * scale + shift, x.dtype)
+        running = [tf.convert_to_tensor(moving.value) for moving in (self.moving_mean, self.moving_variance)]
         if self._synchronized or x.dtype == tf.float64:  # which the fused op does not know
-            y, mean, variance = _synchronized_norm(x, gamma, beta)
+            y, running = normalize(
+                x,
+                gamma,
+                beta,
+                running,
+                momentum=self._momentum,
+                relu=self._relu,
+                replicas=tf.distribute.get_replica_context().num_replicas_in_sync if self._synchronized else 1,
+                jit_compile=self._jit_compile,
+            )
         else:
+            x = tf.nn.relu(x) if self._relu else x
             y, mean, variance = tf.compat.v1.nn.fused_batch_norm(x, gamma, beta, epsilon=EPSILON)
             pixels = tf.cast(tf.size(x) // x.shape[-1], variance.dtype)
             variance *= (pixels - 1) / pixels  # it returns the unbiased one
-        for running, batch in ((self.moving_mean, mean), (self.moving_variance, variance)):
-            running.value.assign(self._momentum * running.value + (1 - self._momentum) * batch)
+            running = _updated(running, [mean, variance], self._momentum)
+        for moving, value in zip((self.moving_mean, self.moving_variance), running, strict=True):
+            moving.value.assign(value)
         return y
 
     def compute_output_shape(self, shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
@@ -66,33 +92,133 @@ class BatchNorm(keras.layers.Layer):
         return scale, self.beta.value - self.moving_mean.value * scale
 
 
-def _synchronized_norm(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Output, mean and biased variance per channel over all replicas."""
-    context = tf.distribute.get_replica_context()
-    replicas = context.num_replicas_in_sync
+def normalize(
+    x: tf.Tensor,
+    gamma: tf.Tensor,
+    beta: tf.Tensor,
+    running: list[tf.Tensor],
+    *,
+    momentum: float,
+    relu: bool,
+    replicas: int,
+    jit_compile: bool,
+) -> tuple[tf.Tensor, list[tf.Tensor]]:
+    """Normalises over all replicas, each of which calls this.
 
-    def mean_over_replicas(values: tf.Tensor) -> tf.Tensor:
-        """Turns [k, channels], sums over the replica's pixels, into means over the pixels of all replicas."""
-        if replicas > 1:
-            values = context.all_reduce(tf.distribute.ReduceOp.SUM, values)
-        return values / tf.cast(tf.size(x) // x.shape[-1] * replicas, values.dtype)
+    Args:
+      x: [batch, h, w, channels], kept for the backward pass, the only such tensor of its size.
+      gamma, beta: [channels], of the dtype that statistics are taken in.
+      running: mean and variance, [channels] each.
+      momentum: of the running statistics.
+      relu: what is normalised is relu(x).
+      replicas: their number.
+      jit_compile: whether XLA compiles the four pieces between the sums over replicas.
+
+    Returns:
+      The output, and the running statistics after this batch.
+    """
+    piece = functools.partial(make_piece, relu=relu, jit_compile=jit_compile)
+
+    def all_reduce(sums: tf.Tensor) -> tf.Tensor:
+        if replicas == 1:
+            return sums
+        return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, sums)
 
     @tf.custom_gradient
     def norm(x, gamma, beta):
-        wide = tf.cast(x, gamma.dtype)
-        moments = mean_over_replicas(tf.stack([tf.reduce_sum(wide, [0, 1, 2]), tf.reduce_sum(wide * wide, [0, 1, 2])]))
-        mean, variance = moments[0], tf.maximum(moments[1] - moments[0] ** 2, 0)
-        inverse_std = tf.math.rsqrt(variance + EPSILON)
-        y = wide * (gamma * inverse_std) + (beta - mean * gamma * inverse_std)
+        totals = all_reduce(tf.identity(piece(moments)(x, gamma)))
+        y, *statistics = piece(apply, replicas=replicas, momentum=momentum)(x, gamma, beta, totals, *running)
 
         def gradient(dy, *_):
-            wide, dy = tf.cast(x, gamma.dtype), tf.cast(dy, gamma.dtype)
-            centered = (wide - mean) * inverse_std
-            local = tf.stack([tf.reduce_sum(dy, [0, 1, 2]), tf.reduce_sum(dy * centered, [0, 1, 2])])
-            means = mean_over_replicas(tf.identity(local))
-            dx = gamma * inverse_std * (dy - means[0] - centered * means[1])
-            return tf.cast(dx, x.dtype), local[1], local[0]  # those of gamma and beta are summed with all others
+            sums = piece(backward_sums, replicas=replicas)(x, dy, totals)
+            # Those of gamma and beta are summed with all others.
+            return piece(backward_apply, replicas=replicas)(x, dy, gamma, totals, sums, all_reduce(tf.identity(sums)))
 
-        return (tf.cast(y, x.dtype), mean, variance), gradient
+        return (y, *statistics), gradient
 
-    return norm(x, gamma, beta)
+    y, *statistics = norm(x, gamma, beta)
+    return y, statistics
+
+
+@functools.cache
+def make_piece(function: Callable, *, jit_compile: bool, **settings: float) -> Callable:
+    """Returns one of the functions below with these settings; there is one compilation of it per shape, whichever layer
+    calls it."""
+
+    def piece(*tensors: tf.Tensor) -> tf.Tensor | tuple[tf.Tensor, ...]:
+        return function(*tensors, **settings)
+
+    return tf.function(piece, jit_compile=True, autograph=False) if jit_compile else piece
+
+
+def _widened(x: tf.Tensor, dtype: tf.DType, relu: bool) -> tf.Tensor:
+    return tf.cast(tf.nn.relu(x) if relu else x, dtype)
+
+
+def _pixels(x: tf.Tensor, replicas: int, dtype: tf.DType) -> tf.Tensor:
+    """The number of values per channel on all replicas."""
+    return tf.cast(tf.size(x) // x.shape[-1] * replicas, dtype)
+
+
+def _mean_and_variance(x: tf.Tensor, totals: tf.Tensor, replicas: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """Mean and biased variance of each channel, by the sums over all replicas of `moments`."""
+    mean, mean_square = tf.unstack(totals / _pixels(x, replicas, totals.dtype))
+    return mean, tf.maximum(mean_square - mean**2, 0)
+
+
+def _updated(running: list[tf.Tensor], batch: list[tf.Tensor], momentum: float) -> list[tf.Tensor]:
+    return [momentum * old + (1 - momentum) * new for old, new in zip(running, batch, strict=True)]
+
+
+def moments(x: tf.Tensor, gamma: tf.Tensor, *, relu: bool) -> tf.Tensor:
+    """Returns the sums of the values and of their squares, [2, channels]."""
+    wide = _widened(x, gamma.dtype, relu)
+    return tf.stack([tf.reduce_sum(wide, [0, 1, 2]), tf.reduce_sum(wide * wide, [0, 1, 2])])
+
+
+def apply(
+    x: tf.Tensor,
+    gamma: tf.Tensor,
+    beta: tf.Tensor,
+    totals: tf.Tensor,
+    running_mean: tf.Tensor,
+    running_variance: tf.Tensor,
+    *,
+    relu: bool,
+    replicas: int,
+    momentum: float,
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Returns the output, and the running statistics."""
+    mean, variance = _mean_and_variance(x, totals, replicas)
+    scale = gamma * tf.math.rsqrt(variance + EPSILON)
+    y = _widened(x, gamma.dtype, relu) * scale + (beta - mean * scale)
+    return tf.cast(y, x.dtype), *_updated([running_mean, running_variance], [mean, variance], momentum)
+
+
+def backward_sums(x: tf.Tensor, dy: tf.Tensor, totals: tf.Tensor, *, relu: bool, replicas: int) -> tf.Tensor:
+    """Returns the sums of dy and of dy times the normalised values, [2, channels]: the gradients of beta and gamma."""
+    mean, variance = _mean_and_variance(x, totals, replicas)
+    normalized = (_widened(x, mean.dtype, relu) - mean) * tf.math.rsqrt(variance + EPSILON)
+    dy = tf.cast(dy, mean.dtype)
+    return tf.stack([tf.reduce_sum(dy, [0, 1, 2]), tf.reduce_sum(dy * normalized, [0, 1, 2])])
+
+
+def backward_apply(
+    x: tf.Tensor,
+    dy: tf.Tensor,
+    gamma: tf.Tensor,
+    totals: tf.Tensor,
+    sums: tf.Tensor,
+    total_sums: tf.Tensor,
+    *,
+    relu: bool,
+    replicas: int,
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Returns the gradients of the input, gamma and beta, by this replica's `backward_sums` and those of all."""
+    mean, variance = _mean_and_variance(x, totals, replicas)
+    inverse_std = tf.math.rsqrt(variance + EPSILON)
+    normalized = (_widened(x, gamma.dtype, relu) - mean) * inverse_std
+    mean_dy, mean_dy_normalized = tf.unstack(total_sums / _pixels(x, replicas, gamma.dtype))
+    dx = gamma * inverse_std * (tf.cast(dy, gamma.dtype) - mean_dy - normalized * mean_dy_normalized)
+    dx = tf.cast(tf.where(x > 0, dx, 0) if relu else dx, x.dtype)
+    return dx, sums[1], sums[0]

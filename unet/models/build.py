@@ -38,9 +38,10 @@ def architecture(config: ConfigDict, num_classes: int, replicas: int = 1) -> une
         norm_momentum=config.model.norm_momentum,
         dropout=config.model.dropout > 0,
         auxiliary=config.loss.auxiliary > 0,
-        synchronized=replicas > 1,
+        synchronized=synchronized(config, replicas),
+        jit_norm=jit_compile(config),
         recompute=config.runtime.recompute,
-        for_xla=jit_compile(config, replicas),
+        for_xla=jit_compile(config) and (jit_collectives(config, replicas) or not synchronized(config, replicas)),
         precision=config.precision,
     )
 
@@ -98,27 +99,39 @@ def class_of_id(learnt: str, table: labels.Table) -> np.ndarray:
     return lookup
 
 
-def jit_compile(config: ConfigDict, replicas: int) -> bool:
-    """Returns whether XLA compiles the training step.
+def synchronized(config: ConfigDict, replicas: int) -> bool:
+    """Returns whether forward and backward pass hold sums over the replicas, those of batch normalisation."""
+    return replicas > 1 and config.model.norm == 'batch' and config.model.norm_over == 'global_batch'
 
-    'auto': where there is one replica, whose step holds no collectives. In float32 on a CPU it is then 2 to 24 %
-    faster, on one core between 7 % slower and 18 % faster; in bfloat16 five times as fast (`benchmarks.survey`).
+
+def jit_compile(config: ConfigDict) -> bool:
+    """Returns whether XLA compiles the training step: all of what lies between sums over replicas.
+
+    In float32 on one CPU the step is then 2 to 24 % faster, on one core between 7 % slower and 18 % faster; in bfloat16
+    five times as fast (`benchmarks.survey`).
+    """
+    return config.runtime.jit_compile != 'off'
+
+
+def jit_collectives(config: ConfigDict, replicas: int) -> bool:
+    """Returns whether XLA compiles the sums over several replicas too, and with them the whole step as one.
 
     Raises:
-      UserError: BAD_CONFIG if it is asked for where XLA cannot do it.
+      UserError: BAD_CONFIG if that is asked for where XLA cannot do it.
     """
-    gpus = bool(tf.config.list_physical_devices('GPU'))
-    if config.runtime.jit_compile == 'on' and replicas > 1 and not gpus:
+    if config.runtime.jit_compile != 'on' or replicas == 1:
+        return False
+    if not tf.config.list_physical_devices('GPU'):
         raise entry.UserError(
             entry.BAD_CONFIG,
-            f'config.runtime.jit_compile=on: XLA cannot compile collectives between {replicas} CPU devices. '
-            "Leave it at 'auto'.",
+            f'config.runtime.jit_compile=on: XLA cannot compile sums over {replicas} CPU devices. '
+            "Leave it at 'auto', which compiles what lies between them.",
         )
-    if config.runtime.jit_compile == 'on' and replicas > 1 and config.runtime.microbatches > 1:
+    if config.runtime.microbatches > 1:
         raise entry.UserError(
             entry.BAD_CONFIG,
             f'config.runtime.jit_compile=on: in what XLA compiles for {replicas} devices, '
             f'{config.runtime.microbatches} microbatches would be in memory at the same time. '
-            "Leave it at 'auto', or set config.runtime.microbatches=1.",
+            "Leave it at 'auto', which compiles what lies between the sums, or set config.runtime.microbatches=1.",
         )
-    return replicas == 1 if config.runtime.jit_compile == 'auto' else config.runtime.jit_compile == 'on'
+    return True

@@ -59,6 +59,7 @@ class Architecture:
         bottom level's output.
       auxiliary: the model has a second output, logits at half the resolution, from the second level of the decoder.
       synchronized: batch statistics are taken over all replicas; needs a strategy.
+      jit_norm: XLA compiles what synchronized normalisation does between the sums over the replicas.
       recompute: training recomputes the levels' activations in the backward pass instead of keeping them, all but
         those of the last convolution.
       for_xla: the ops are those that XLA compiles well; changes rounding, and how equal maxima share a gradient.
@@ -77,6 +78,7 @@ class Architecture:
     dropout: bool = False
     auxiliary: bool = False
     synchronized: bool = False
+    jit_norm: bool = False
     recompute: bool = False
     for_xla: bool = False
     precision: str = 'float32'
@@ -148,9 +150,10 @@ def conv_block(
       The output, and the tensors between the two convolutions that it is computed from.
     """
     shortcut = x
-    x = add_norm(conv(x, channels, 3, f'{name}_conv_a', arch, 'relu'), f'{name}_norm_a', arch)
+    x = add_norm(conv(x, channels, 3, f'{name}_conv_a', arch, relu_of_conv(arch)), f'{name}_norm_a', arch)
     if not arch.residual:
-        return add_norm(conv(x, channels, 3, f'{name}_conv_b', arch, 'relu'), f'{name}_norm_b', arch), [x]
+        y = conv(x, channels, 3, f'{name}_conv_b', arch, relu_of_conv(arch))
+        return add_norm(y, f'{name}_norm_b', arch), [x]
     y = conv(x, channels, 3, f'{name}_conv_b', arch)
     if arch.padding == 'valid':
         shortcut = keras.layers.Cropping2D(2, dtype=arch.policy, name=f'{name}_shortcut_crop')(shortcut)
@@ -158,7 +161,7 @@ def conv_block(
         shortcut = conv(shortcut, channels, 1, f'{name}_shortcut', arch)
     y = keras.layers.Add(dtype=arch.policy, name=f'{name}_sum')([y, shortcut])
     y = keras.layers.ReLU(dtype=arch.policy, name=f'{name}_relu')(y)
-    return add_norm(y, f'{name}_norm_b', arch), [x, shortcut]
+    return add_norm(y, f'{name}_norm_b', arch, relu=False), [x, shortcut]
 
 
 def conv(
@@ -176,10 +179,22 @@ def conv(
     )(x)
 
 
-def add_norm(x: keras.KerasTensor, name: str, arch: Architecture) -> keras.KerasTensor:
-    """Adds batch or group normalisation, or none."""
+def relu_of_conv(arch: Architecture) -> str | None:
+    """Returns the activation of a convolution that `add_norm` follows; batch normalisation takes the ReLU on itself."""
+    return None if arch.norm == 'batch' else 'relu'
+
+
+def add_norm(x: keras.KerasTensor, name: str, arch: Architecture, *, relu: bool = True) -> keras.KerasTensor:
+    """Adds batch normalisation, of the ReLU if so asked, group normalisation, or none."""
     if arch.norm == 'batch':
-        return batch_norm.BatchNorm(arch.norm_momentum, arch.synchronized, dtype=arch.policy, name=name)(x)
+        return batch_norm.BatchNorm(
+            arch.norm_momentum,
+            relu=relu,
+            synchronized=arch.synchronized,
+            jit_compile=arch.jit_norm,
+            dtype=arch.policy,
+            name=name,
+        )(x)
     if arch.norm == 'group':
         groups = math.gcd(_GROUPS, x.shape[-1])
         return keras.layers.GroupNormalization(groups, dtype=arch.policy, name=name)(x)
@@ -191,13 +206,13 @@ def upsample(x: keras.KerasTensor, channels: int, name: str, arch: Architecture)
     and a 1x1 convolution."""
     if arch.up == 'resize':
         x = layers.BilinearDouble(dtype=arch.policy, name=f'{name}_resize')(x)
-        x = conv(x, channels, 1, f'{name}_up', arch, 'relu')
+        x = conv(x, channels, 1, f'{name}_up', arch, relu_of_conv(arch))
     else:
         x = keras.layers.Conv2DTranspose(
             channels,
             2,
             strides=2,
-            activation='relu',
+            activation=relu_of_conv(arch),
             kernel_initializer='he_normal',
             dtype=arch.policy,
             name=f'{name}_up',
@@ -216,7 +231,7 @@ def merge_skip(skip: keras.KerasTensor, x: keras.KerasTensor, level: int, arch: 
 
 def auxiliary_head(x: keras.KerasTensor, arch: Architecture) -> keras.KerasTensor:
     """Adds a 3x3 and a 1x1 convolution that make logits of a decoder level."""
-    x = conv(x, AUXILIARY_CHANNELS, 3, 'auxiliary_conv', arch, 'relu')
+    x = conv(x, AUXILIARY_CHANNELS, 3, 'auxiliary_conv', arch, relu_of_conv(arch))
     return _logits(add_norm(x, 'auxiliary_norm', arch), 'auxiliary_logits', arch)
 
 

@@ -16,13 +16,13 @@ from unet.data import build as data_build
 from unet.distributed import process_group
 from unet.models import build as model_build
 from unet.models import step_cost
-from unet.training import device_memory, losses, optimizer, step
+from unet.training import device_memory, losses, optimizer, step, train_state
 
 
-def make_train_state(config: ConfigDict, model: keras.Model) -> step.TrainState:
+def make_train_state(config: ConfigDict, model: keras.Model) -> train_state.TrainState:
     """Makes what a run remembers besides the model, as it is before the first step."""
     weights = [variable.value for variable in model.trainable_variables]
-    return step.TrainState(config.optimizer.name, weights, ema=config.optimizer.ema > 0)
+    return train_state.TrainState(config.optimizer.name, weights, ema=config.optimizer.ema > 0)
 
 
 def make_losses(config: ConfigDict, table: labels.Table, class_pixels: np.ndarray | None) -> list[step.Loss]:
@@ -67,12 +67,17 @@ def make_losses(config: ConfigDict, table: labels.Table, class_pixels: np.ndarra
 def make_replica_step(
     config: ConfigDict,
     model: keras.Model,
-    state: step.TrainState,
+    state: train_state.TrainState,
     table: labels.Table,
     replicas: int,
     class_pixels: np.ndarray | None,
+    *,
+    alone: bool = False,
 ) -> Callable[[dict[str, tf.Tensor], tf.Tensor], tf.Tensor]:
-    """Makes the step that each of `replicas` replicas takes, see `step.make_replica_step`."""
+    """Makes the step that each of `replicas` replicas takes, or one of them alone, without the sums over all.
+
+    See `step.make_replica_step`.
+    """
     optimized = config.optimizer
     return step.make_replica_step(
         model,
@@ -100,26 +105,51 @@ def make_replica_step(
         ema=optimized.ema,
         loss_scaling=config.precision == 'float16',
         microbatches=config.runtime.microbatches,
-        replicas=replicas,
-        jit_compile=model_build.jit_compile(config, replicas),
+        average_statistics=(
+            replicas > 1 and config.model.norm == 'batch' and not model_build.synchronized(config, replicas)
+        ),
+        replicas=1 if alone else replicas,
+        compiled=compiled_parts(config, replicas),
     )
+
+
+def compiled_parts(config: ConfigDict, replicas: int) -> tuple[str, ...]:
+    """Returns what XLA compiles of a replica's step, of `step.COMPILED`."""
+    if not model_build.jit_compile(config):
+        return ()
+    if config.runtime.microbatches == 1 and (replicas == 1 or model_build.jit_collectives(config, replicas)):
+        return ('step',)
+    return ('inputs', 'loss' if model_build.synchronized(config, replicas) else 'gradients', 'update')
 
 
 def make_train_steps(
     config: ConfigDict,
     model: keras.Model,
-    state: step.TrainState,
+    state: train_state.TrainState,
     table: labels.Table,
     strategy: tf.distribute.Strategy,
     class_pixels: np.ndarray | None,
-) -> Callable[[Iterator, tf.Tensor, tf.Tensor], tf.Tensor]:
-    """Makes the function that takes several steps in one call, see `step.make_train_steps`."""
-    replicas = strategy.num_replicas_in_sync
+    *,
+    replicas: int | None = None,
+) -> Callable[[Iterator, tf.Tensor, tf.Tensor], step.Taken]:
+    """Makes the function that takes several steps in one call, see `step.make_train_steps`.
+
+    With more `replicas` than the strategy has, its one computes as it would among so many, but for the sums over them.
+    """
+    replicas = replicas or strategy.num_replicas_in_sync
+    alone = replicas > strategy.num_replicas_in_sync
     return step.make_train_steps(
         strategy,
-        make_replica_step(config, model, state, table, replicas, class_pixels),
+        make_replica_step(config, model, state, table, replicas, class_pixels, alone=alone),
+        device='GPU:0' if device_memory.local_gpus() and not config.runtime.virtual_devices else 'CPU:0',
         deterministic=config.runtime.deterministic,
     )
+
+
+def steps_per_call(config: ConfigDict) -> int:
+    """Returns how many steps one call into TensorFlow takes; 0: the loop finds what fits, see `loop.Run`."""
+    on_gpus = bool(device_memory.local_gpus()) and not config.runtime.virtual_devices
+    return config.runtime.steps_per_call or (0 if on_gpus else 1)
 
 
 def estimate_cost(config: ConfigDict, num_classes: int) -> step_cost.Cost:
@@ -137,7 +167,6 @@ def with_fitting_microbatches(
       UserError: BAD_CONFIG if not even one image at a time fits.
     """
     share = config.global_batch // replicas
-    compiled = model_build.jit_compile(config, replicas)
     class_pixels = np.ones(256) if config.loss.balanced else None
 
     def with_microbatches(count: int) -> ConfigDict:
@@ -147,12 +176,12 @@ def with_fitting_microbatches(
 
     def try_step(count: int) -> None:
         tried = with_microbatches(count)
-        tried.runtime.jit_compile = 'on' if compiled else 'off'
         batch = {name: tf.constant(values) for name, values in data_build.noise_batch(tried, share).items()}
-        # With the normalisation of so many replicas, which takes more memory.
+        # As one of so many replicas computes it, which takes more memory.
         model = model_build.build_model(tried, table, replicas=replicas)
         state = make_train_state(tried, model)
-        tf.function(make_replica_step(tried, model, state, table, 1, class_pixels))(batch, tf.constant(0.0))
+        replica_step = make_replica_step(tried, model, state, table, replicas, class_pixels, alone=True)
+        tf.function(replica_step)(batch, tf.constant(0.0))
 
     memory = device_memory.usable_bytes(config.runtime.virtual_devices)
     cost = estimate_cost(config, len(model_build.id_of_class(config.labels, table)))

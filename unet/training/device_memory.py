@@ -13,6 +13,13 @@ from tensorflow.python.client import device_lib  # the memory of a GPU has no pu
 
 from unet.models import step_cost
 
+# In the messages of errors other than ResourceExhaustedError.
+_OUT_OF_MEMORY = (
+    'CUDA_ERROR_OUT_OF_MEMORY',
+    'Failed to determine best cudnn convolution algorithm',
+    'RESOURCE_EXHAUSTED',
+    'Out of memory',
+)
 _USABLE = 0.9  # of a device's memory; the rest is for what the estimate does not know
 
 
@@ -58,6 +65,12 @@ def _lines(path: str | pathlib.Path) -> list[str]:
     return pathlib.Path(path).read_text().splitlines() if os.path.exists(path) else []
 
 
+def is_out_of_memory(error: tf.errors.OpError) -> bool:
+    """Says whether an error of TensorFlow's is due to too little memory, by whatever name: XLA on a GPU that is nearly
+    full finds no algorithm for a convolution, for example."""
+    return isinstance(error, tf.errors.ResourceExhaustedError) or any(sign in error.message for sign in _OUT_OF_MEMORY)
+
+
 def usable_bytes(virtual_devices: int = 0) -> int:
     """Returns what of `device_bytes` a training step may take."""
     return int(_USABLE * device_bytes(virtual_devices))
@@ -70,8 +83,8 @@ def find_microbatches(cost: step_cost.Cost, share: int, memory: int, try_step: C
       cost: estimated, of the step.
       share: images of the global batch that one device computes.
       memory: bytes that a device may use.
-      try_step: computes one training step in so many microbatches on one device; raises
-        tf.errors.ResourceExhaustedError if it does not fit.
+      try_step: computes one training step in so many microbatches on one device; raises an
+        error that `is_out_of_memory` knows if it does not fit.
 
     Returns:
       The number, which divides `share`; None if not even one image at a time fits.
@@ -80,7 +93,9 @@ def find_microbatches(cost: step_cost.Cost, share: int, memory: int, try_step: C
         forget_gpu_peak()
         try:
             try_step(microbatches)
-        except tf.errors.ResourceExhaustedError:
+        except tf.errors.OpError as error:
+            if not is_out_of_memory(error):
+                raise
             continue
         # Batches, sums over devices and evaluations come on top.
         if gpu_peak_bytes() <= memory or microbatches == share:

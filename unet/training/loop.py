@@ -6,6 +6,7 @@ scores = loop.train(run)
 import contextlib
 import dataclasses
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
@@ -16,6 +17,8 @@ from unet.distributed import cluster, shutdown
 from unet.training import checkpoint, metric_writer, schedule, step, train_log
 from unet.training import workdir as workdir_files
 
+_TIMED_CALLS = 3  # of one step each; the first compiles
+_MOST_STEPS_PER_CALL = 10  # by then a call costs nothing beside its steps
 _ENDLESS_SKIPPING = 100  # overflowed steps in a row after which float16 is given up
 
 # Scores by name, and pictures uint8 [h, w, 3] by name.
@@ -31,13 +34,14 @@ class Run:
       boundaries: completed steps -> the boundaries from there on, see `schedule.boundaries`.
       num_steps: the last step.
       global_batch: images per step.
-      steps_per_call: steps that one call into TensorFlow takes.
+      steps_per_call: steps that one call into TensorFlow takes; 0: what fits `grace_seconds`.
+      grace_seconds: the time within which a request to stop is answered.
       skips_overflows: whether a step whose gradient is not finite may be skipped, as float16 needs it.
       checkpoints_kept: of the newest, beside the best.
       best_metric: the score by which a model is the best.
       contents: what a checkpoint holds: `model` and `state`.
-      train_steps: takes a number of steps (int scalar) and the request to stop (float scalar), and returns their
-        metrics; see `step.make_train_steps`.
+      train_steps: takes a number of steps (int scalar) and the request to stop (float scalar), and returns what
+        `step.read_metrics` reads.
       evaluate: evaluates the model after so many completed steps, and says how far it has come to a log; None if a
         request to stop came meanwhile.
       writer: of the metrics; None on all ranks but the chief.
@@ -50,11 +54,12 @@ class Run:
     num_steps: int
     global_batch: int
     steps_per_call: int
+    grace_seconds: float
     skips_overflows: bool
     checkpoints_kept: int
     best_metric: str
     contents: tf.train.Checkpoint
-    train_steps: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+    train_steps: Callable[[tf.Tensor, tf.Tensor], step.Taken]
     evaluate: Callable[[int, train_log.TrainLog], Evaluation | None]
     writer: metric_writer.MetricsWriter | None
     joined: cluster.Joined
@@ -76,6 +81,7 @@ def train(run: Run) -> dict[str, float]:
     scores = {}
     if start == run.num_steps:  # as rank 0 reads them, so that all evaluate once more or none
         scores = run.joined.group.all_gather(workdir_files.last_scores(run.workdir) if chief else None)[0]
+    pace = _Pace(run)
     window = []  # metrics of the steps since the last report
     skipped = 0  # overflowed steps in a row
     profiler = contextlib.ExitStack()
@@ -89,7 +95,7 @@ def train(run: Run) -> dict[str, float]:
 
     with profiler, train_log.TrainLog(run.num_steps, start, run.global_batch) as log:
         for boundary in run.boundaries(start):
-            rows, stopped = _train_until(boundary.step, run, log)
+            rows, stopped = _train_until(boundary.step, run, pace, log)
             done = int(state.step.numpy())  # less than at the boundary if asked to stop
             skipped = _check_finite(rows, done, skipped, run.skips_overflows)
             window.extend(rows)
@@ -126,7 +132,25 @@ def train(run: Run) -> dict[str, float]:
     return scores
 
 
-def _train_until(boundary: int, run: Run, log: train_log.TrainLog) -> tuple[np.ndarray, bool]:
+class _Pace:
+    """How many steps a call into TensorFlow takes. Two calls may be under way when a request to stop comes."""
+
+    def __init__(self, run: Run):
+        self._run = run
+        self._seconds: list[float] = []  # of the first calls, of one step each
+        self.steps = run.steps_per_call or 1
+        self.is_known = run.steps_per_call > 0
+
+    def timed(self, seconds: float) -> None:
+        """Takes the seconds of a call of one step, and after a few of them decides, on all ranks alike."""
+        self._seconds.append(seconds)
+        if len(self._seconds) == _TIMED_CALLS:
+            slowest = max(self._run.joined.group.all_gather(min(self._seconds)))
+            self.steps = int(np.clip(self._run.grace_seconds / 4 / max(slowest, 1e-9), 1, _MOST_STEPS_PER_CALL))
+            self.is_known = True
+
+
+def _train_until(boundary: int, run: Run, pace: _Pace, log: train_log.TrainLog) -> tuple[np.ndarray, bool]:
     """Trains up to a boundary, or until a request to stop.
 
     Returns:
@@ -134,20 +158,25 @@ def _train_until(boundary: int, run: Run, log: train_log.TrainLog) -> tuple[np.n
     """
     done = int(run.contents.state.step.numpy())
     alone = run.joined.group.size == 1
-    calls: list[tf.Tensor] = []
+    rows = [np.zeros([0, len(step.METRICS)], np.float32)]
+    queued = []  # what the last call returned, if it has not been waited for
     stopped = alone and bool(run.stop)
     with log.timed():
         while done < boundary and not stopped:
-            count = min(run.steps_per_call, boundary - done)
-            calls.append(run.train_steps(tf.constant(count), tf.constant(float(bool(run.stop)))))
+            started = time.monotonic()
+            count = min(pace.steps, boundary - done)
+            queued.append(run.train_steps(tf.constant(count), tf.constant(float(bool(run.stop)))))
             done += count
+            # Wait for the call before this one: one stays queued, so that a GPU is busy, and a stop waits for two.
+            rows += [step.read_metrics(taken) for taken in (queued[:-1] if pace.is_known else queued)]
+            queued = queued[-1:] if pace.is_known else []
             log.advance(count)
             run.joined.stall.progress()
-            # Wait for the call before this one: one stays queued, so that a GPU is busy, and a stop waits for two.
-            previous = [call.numpy() for call in calls[-2:-1]]
-            stopped = bool(run.stop) if alone else any(map(_asked_to_stop, previous))
-        rows = np.concatenate([np.zeros([0, len(step.METRICS)], np.float32), *(call.numpy() for call in calls)])
-    return rows, stopped or _asked_to_stop(rows)
+            if not pace.is_known:
+                pace.timed(time.monotonic() - started)
+            stopped = bool(run.stop) if alone else _asked_to_stop(rows[-1])
+        rows += [step.read_metrics(taken) for taken in queued]
+    return np.concatenate(rows), stopped or _asked_to_stop(rows[-1])
 
 
 def _asked_to_stop(rows: np.ndarray) -> bool:

@@ -1,8 +1,9 @@
 """One training step: forward, backward, one all-reduce of the gradients, one update, alike on every replica.
 
     replica_step = step.make_replica_step(model, state, losses=..., learning_rate=..., update=..., ...)
-    train_steps = step.make_train_steps(strategy, replica_step, deterministic=False)
-    metrics = train_steps(batches, tf.constant(10), tf.constant(0.0))  # [10, len(METRICS)]
+    train_steps = step.make_train_steps(strategy, replica_step, device='CPU:0', deterministic=False)
+    taken = train_steps(batches, tf.constant(10), tf.constant(0.0))
+    metrics = step.read_metrics(taken)  # [10, len(METRICS)]
 
 The order of things makes N replicas equal one: the loss is the sum over a replica's valid pixels divided by the valid
 pixels of the *global* batch, gradients are summed over replicas, and only then tested, unscaled, clipped and applied.
@@ -10,9 +11,8 @@ Whether all of them are finite is read off the summed gradients, so that all rep
 one of them withholds the update on all, by `tf.where` on weights, optimizer slots and batch statistics.
 """
 
-import contextlib
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import keras
 import numpy as np
@@ -21,61 +21,24 @@ import tensorflow as tf
 from unet.models import preprocess
 from unet.training import optimizer
 from unet.training.losses import Denominator, Numerator
+from unet.training.train_state import TrainState
 
 # Of each step; all but the last are the same on all replicas.
 METRICS = ('loss', 'gradient_norm', 'learning_rate', 'finite', 'loss_scale', 'stop', 'seconds_without_data')
 
-# Dynamic loss scale of float16, https://arxiv.org/abs/1710.03740: halved on overflow, doubled after many good steps.
-_FIRST_SCALE = 2.0**15
-_GROW_AFTER = 2000
+_GROW_AFTER = 2000  # good steps after which the loss scale of float16 is doubled
 
+# What XLA may compile of a replica's step: all of it as one, or parts between which there are sums over replicas. Of
+# several microbatches the 'gradients' of each are compiled by themselves: in what XLA compiles they would all be in
+# memory at the same time, for it ignores control dependencies, or, in a loop, have no fast convolutions on a CPU.
+COMPILED = ('step', 'inputs', 'gradients', 'loss', 'update')
+
+# What a call of several steps returns: METRICS but for the last, on the device that computed them, and the last.
+Taken = tuple[tf.Tensor, tf.Tensor]
 Loss = tuple[float, Numerator, Denominator]  # weight, numerator, denominator
 Gradients = list[tf.Tensor]
 # (weights, gradients, slots, count=, learning_rate=) -> new weights, new slots; see `optimizer.update`
 Update = Callable[..., tuple[list[tf.Tensor], list[list[tf.Tensor]]]]
-
-
-@contextlib.contextmanager
-def averaged_weights(variables: list[tf.Variable], ema: list[tf.Variable]) -> Iterator[None]:
-    """Replaces the weights by their running means, if there are any, until the block ends."""
-    weights = [tf.identity(variable) for variable in variables] if ema else []
-    for variable, mean in zip(variables, ema, strict=bool(ema)):
-        variable.assign(mean)
-    try:
-        yield
-    finally:
-        for variable, value in zip(variables, weights, strict=bool(ema)):
-            variable.assign(value)
-
-
-class TrainState(tf.Module):
-    """What a run must remember besides the model: all of it is in every checkpoint.
-
-    Attributes:
-      step: int64, completed steps.
-      updates: float, steps whose update was applied; less than `step` only where float16 overflowed.
-      slots: the optimizer's.
-      ema: running mean of the weights; empty if there is none.
-      scale: float32, the loss scale of float16.
-      good_steps: int64, steps since the scale last changed.
-      best: float64, the best value of the run's best_metric so far.
-      evaluated: int64, the step of the last evaluation.
-    """
-
-    def __init__(self, optimizer_name: str, variables: list[tf.Variable], *, ema: bool = False):
-        super().__init__()
-
-        def variable_of(value, dtype):
-            return tf.Variable(value, dtype=dtype, trainable=False, aggregation=tf.VariableAggregation.NONE)
-
-        self.step = variable_of(0, tf.int64)
-        self.updates = variable_of(0, variables[0].dtype)
-        self.slots = optimizer.make_slots(optimizer_name, variables)
-        self.ema = [variable_of(variable, variable.dtype) for variable in variables] if ema else []
-        self.scale = variable_of(_FIRST_SCALE, tf.float32)
-        self.good_steps = variable_of(0, tf.int64)
-        self.best = variable_of(float('-inf'), tf.float64)
-        self.evaluated = variable_of(0, tf.int64)
 
 
 def column(rows: np.ndarray, name: str) -> np.ndarray:
@@ -95,9 +58,10 @@ def make_replica_step(
     clip_norm: float,
     ema: float,
     loss_scaling: bool,
+    average_statistics: bool,
     microbatches: int,
     replicas: int,
-    jit_compile: bool,
+    compiled: Collection[str],
 ) -> Callable[[dict[str, tf.Tensor], tf.Tensor], tf.Tensor]:
     """Makes the function that every replica runs on its share of the global batch.
 
@@ -112,11 +76,10 @@ def make_replica_step(
       clip_norm: largest global norm of the gradient; 0: no limit.
       ema: decay of `state.ema`, reached from below: at most (1 + t) / (10 + t) after t updates.
       loss_scaling: multiply the loss by `state.scale`, as float16 needs it.
+      average_statistics: the running statistics of normalisation differ between replicas, which go on with their mean.
       microbatches: how many a replica's share of the batch is divided into; must divide it.
       replicas: how many run this together.
-      jit_compile: compile it with XLA: all of it, or with several microbatches the gradients of each. Within what XLA
-        compiles they would be in memory at the same time, for it ignores control dependencies, or, in a loop, have no
-        fast convolutions on a CPU.
+      compiled: of COMPILED.
 
     Returns:
       A function of a batch (as `input_pipeline.train_batches` yields it) and stop (a float32 scalar, above 0 where this
@@ -132,35 +95,33 @@ def make_replica_step(
             return tensors
         return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, tensors)
 
-    def microbatch_gradients(inputs, targets, totals, scale) -> tuple[Gradients, tf.Tensor]:
-        """Returns the gradients of the scaled loss of some images, and their loss."""
-        with tf.GradientTape() as tape:
-            heads = tf.nest.flatten(model(inputs, training=True))
-            loss = _weighted_loss(heads, targets, losses, (1.0, auxiliary), totals)
-            scaled_loss = loss * scale
-        return tape.gradient(scaled_loss, variables), loss
+    def jit(part: str, function: Callable) -> Callable:
+        return tf.function(function, jit_compile=True, autograph=False) if part in compiled else function
 
-    if jit_compile and microbatches > 1:
-        microbatch_gradients = tf.function(microbatch_gradients, jit_compile=True)
-
-    def replica_step(batch: dict[str, tf.Tensor], stop: tf.Tensor) -> tf.Tensor:
+    def prepare(batch: dict[str, tf.Tensor]) -> tuple[list[list[tf.Tensor]], list[list[tf.Tensor]], tf.Tensor]:
+        """Returns the inputs and the targets of each microbatch, and the losses' denominators on this replica."""
         inputs = [preprocess.color_jitter(preprocess.normalize(batch['image'], dtype), tf.cast(batch['color'], dtype))]
         if 'dropout_mask' in batch:
             inputs.append(tf.cast(batch['dropout_mask'], dtype))
         classes = tf.gather(class_of_id, tf.cast(batch['label'], tf.int32))
         targets = _targets(classes, model.compute_output_shape([tensor.shape for tensor in inputs]))
-        scale = tf.cast(state.scale, dtype) if loss_scaling else tf.ones([], dtype)
-        statistics_before = [tf.identity(variable) for variable in statistics]
+        totals = tf.stack([total(target, dtype) for target in targets for _, _, total in losses])
+        return split(inputs, microbatches), split(targets, microbatches), totals
 
-        totals = all_reduce(tf.stack([total(target, dtype) for target in targets for _, _, total in losses]))
-        totals = tf.where(totals > 0, totals, tf.ones_like(totals))
-        gradients, local_loss = accumulate_gradients(
-            lambda inputs, targets: microbatch_gradients(inputs, targets, totals, scale), inputs, targets, microbatches
-        )
-        # In one pack: in packs of 1 and 8 MiB two workers of one core each took 1.02 and 1.00 times as long.
-        *gradients, loss, stop = all_reduce([*gradients, local_loss, tf.identity(tf.cast(stop, dtype))])
+    def weighted_loss(heads: list[tf.Tensor], targets: list[tf.Tensor], totals: tf.Tensor) -> tf.Tensor:
+        return _weighted_loss(heads, targets, losses, (1.0, auxiliary), totals)
 
-        gradients = [gradient / scale for gradient in gradients]
+    def microbatch_gradients(inputs, targets, totals, scale) -> tuple[Gradients, tf.Tensor]:
+        """Returns the gradients of the scaled loss of some images, and their loss."""
+        with tf.GradientTape() as tape:
+            heads = tf.nest.flatten(model(inputs, training=True))
+            loss = jit('loss', weighted_loss)(heads, targets, totals)
+            scaled_loss = loss * scale
+        return tape.gradient(scaled_loss, variables), loss
+
+    def apply_gradients(gradients, loss, new_statistics, statistics_before) -> tf.Tensor:
+        """Updates model and state by the sum of all replicas' gradients and returns METRICS of the step."""
+        gradients = [gradient / tf.cast(state.scale, dtype) for gradient in gradients] if loss_scaling else gradients
         finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(tensor)) for tensor in [*gradients, loss]])
         gradients, norm = optimizer.clip_by_global_norm(gradients, clip_norm)
         rate = learning_rate(tf.cast(state.step, dtype))
@@ -170,21 +131,46 @@ def make_replica_step(
         _assign_where(finite, state.ema, _running_means(state.ema, new_values, ema, count) if state.ema else [])
         for slot, new_slot in zip(state.slots, new_slots, strict=True):
             _assign_where(finite, slot, new_slot)
-        _assign_where(~finite, statistics, statistics_before)
+        for variable, new, before in zip(statistics, new_statistics, statistics_before, strict=True):
+            variable.assign(tf.where(finite, new / replicas if average_statistics else new, before))
+        scale = tf.identity(state.scale)
         if loss_scaling:
             _adjust_scale(state, finite)
         _assign_where(finite, [state.updates], [count])
         state.step.assign_add(1)
-        return tf.stack([tf.cast(x, tf.float32) for x in (loss, norm, rate, finite, scale, stop)])
+        return tf.stack([tf.cast(x, tf.float32) for x in (loss, norm, rate, finite, scale)])
 
-    return tf.function(replica_step, jit_compile=True) if jit_compile and microbatches == 1 else replica_step
+    prepare = jit('inputs', prepare)
+    microbatch_gradients = jit('gradients', microbatch_gradients)
+    apply_gradients = jit('update', apply_gradients)
+
+    @tf.autograph.experimental.do_not_convert
+    def replica_step(batch: dict[str, tf.Tensor], stop: tf.Tensor) -> tf.Tensor:
+        inputs, targets, totals = prepare(batch)
+        scale = tf.cast(state.scale, dtype) if loss_scaling else tf.ones([], dtype)
+        statistics_before = [tf.identity(variable) for variable in statistics]
+        totals = all_reduce(totals)
+        totals = tf.where(totals > 0, totals, tf.ones_like(totals))
+        gradients, loss = accumulate_gradients(
+            lambda inputs, targets: microbatch_gradients(inputs, targets, totals, scale), inputs, targets
+        )
+        new_statistics = [tf.identity(variable) for variable in statistics]
+        # In one pack: in packs of 1 and 8 MiB two workers of one core each took 1.02 and 1.00 times as long.
+        packed = [*gradients, loss, tf.identity(tf.cast(stop, dtype)), *(new_statistics if average_statistics else [])]
+        packed = all_reduce(packed)
+        gradients, (loss, stop) = packed[: len(variables)], packed[len(variables) : len(variables) + 2]
+        if average_statistics:
+            new_statistics = packed[len(variables) + 2 :]
+        row = apply_gradients(gradients, loss, new_statistics, statistics_before)
+        return tf.concat([row, tf.cast(stop, tf.float32)[None]], 0)
+
+    return jit('step', replica_step)
 
 
 def accumulate_gradients(
     microbatch_gradients: Callable[[list[tf.Tensor], list[tf.Tensor]], tuple[Gradients, tf.Tensor]],
-    inputs: list[tf.Tensor],
-    targets: list[tf.Tensor],
-    microbatches: int,
+    inputs: list[list[tf.Tensor]],
+    targets: list[list[tf.Tensor]],
 ) -> tuple[Gradients, tf.Tensor]:
     """Sums gradients and losses over the microbatches of a batch, computed one after the other.
 
@@ -192,17 +178,22 @@ def accumulate_gradients(
 
     Args:
       microbatch_gradients: gradients and loss of some images and their targets.
-      inputs, targets: of the whole batch, images first.
-      microbatches: how many of equal size it is divided into.
+      inputs, targets: of each microbatch, images first.
     """
-    parts = zip(*(tf.split(tensor, microbatches) for tensor in [*inputs, *targets]), strict=True)
-    total = None
-    for part in parts:
-        with tf.control_dependencies(tf.nest.flatten(total) if total else []):
-            tensors = [tf.identity(tensor) for tensor in part] if total else list(part)
-            gradients_and_loss = microbatch_gradients(tensors[: len(inputs)], tensors[len(inputs) :])
-            total = tf.nest.map_structure(tf.add, total, gradients_and_loss) if total else gradients_and_loss
+    total = microbatch_gradients(inputs[0], targets[0])
+    for tensors in zip(inputs[1:], targets[1:], strict=True):
+        with tf.control_dependencies(tf.nest.flatten(total)):
+            total = tf.nest.map_structure(
+                tf.add, total, microbatch_gradients(*tf.nest.map_structure(tf.identity, tensors))
+            )
     return total
+
+
+def split(tensors: list[tf.Tensor], parts: int) -> list[list[tf.Tensor]]:
+    """Divides tensors along their first axis into so many equal parts, and returns the tensors of each part."""
+    if parts == 1:
+        return [tensors]
+    return [list(part) for part in zip(*(tf.split(tensor, parts) for tensor in tensors), strict=True)]
 
 
 def _weighted_loss(
@@ -257,25 +248,31 @@ def _adjust_scale(state: TrainState, finite: tf.Tensor) -> None:
     state.good_steps.assign(tf.where(grow, tf.zeros_like(good_steps), good_steps))
 
 
-def make_train_steps(strategy: tf.distribute.Strategy, replica_step: Callable, *, deterministic: bool) -> Callable:
+def make_train_steps(
+    strategy: tf.distribute.Strategy, replica_step: Callable, *, device: str, deterministic: bool
+) -> Callable:
     """Makes a function that takes several steps in one call, with nothing on the host between them.
 
     Args:
       strategy: runs `replica_step` on its replicas.
       replica_step: from `make_replica_step`.
+      device: of the first replica of this process, e.g. 'GPU:0'.
       deterministic: no clock is read, which TensorFlow refuses in this mode: the time without data is 0.
 
     Returns:
-      A function of an iterator over batches, a number of steps, and stop (see `make_replica_step`) that returns float32
-      [steps, len(METRICS)].
+      A function of an iterator over batches, a number of steps, and stop (see `make_replica_step`) that returns what
+      `read_metrics` reads. On a GPU it returns before the steps are done.
     """
     now = functools.partial(tf.zeros, [], tf.float64) if deterministic else tf.timestamp
 
     @tf.function
     def train_steps(iterator, count, stop):
-        rows = tf.TensorArray(tf.float32, size=count, element_shape=[len(METRICS)])
+        with tf.device(device):  # a GPU's rows stay there: to bring them to the host is to wait for the step
+            rows = tf.TensorArray(tf.float32, size=count, element_shape=[len(METRICS) - 1])
+        with tf.device('CPU'):
+            waits = tf.TensorArray(tf.float32, size=count, element_shape=[])
         for i in tf.range(count):
-            with tf.control_dependencies([rows.flow]):  # the step before is done
+            with tf.control_dependencies([rows.flow]):  # the step before has been taken, or a GPU has been given it
                 asked = now()
             with tf.control_dependencies([asked]):
                 batch = next(iterator)
@@ -284,12 +281,26 @@ def make_train_steps(strategy: tf.distribute.Strategy, replica_step: Callable, *
             with tf.control_dependencies([waited]):  # one thread alone would else take the step first
                 batch = tf.nest.map_structure(_copy_on_its_device, batch, expand_composites=True)
             row = strategy.run(replica_step, args=(batch, stop))
-            with tf.device('CPU'):  # where it arrives once a GPU is done with the step
-                row = tf.concat([strategy.experimental_local_results(row)[0], waited[None]], 0)
-            rows = rows.write(i, row)
-        return rows.stack()
+            with tf.device(device):
+                rows = rows.write(i, strategy.experimental_local_results(row)[0])
+            with tf.device('CPU'):
+                waits = waits.write(i, waited)
+        return rows.stack(), waits.stack()
 
     return train_steps
+
+
+def read_metrics(taken: Taken) -> np.ndarray:
+    """Waits for steps and returns their metrics.
+
+    Args:
+      taken: what a function of `make_train_steps` returned.
+
+    Returns:
+      float32 [steps, len(METRICS)].
+    """
+    rows, waits = taken
+    return np.concatenate([rows.numpy(), waits.numpy()[:, None]], 1)
 
 
 def _copy_on_its_device(tensor: tf.Tensor) -> tf.Tensor:
