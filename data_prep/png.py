@@ -9,19 +9,25 @@ part, and for kinds of PNG that it does not read, Pillow decodes the whole file:
 Source: PNG, https://www.w3.org/TR/png-3 (chunks, section 5.3; image header, 11.2.1).
 """
 
+import ctypes
 import io
 import struct
 import zlib
-from collections.abc import Iterator
 
 import numpy as np
 from isal import isal_zlib
 from PIL import Image, UnidentifiedImageError
 
 try:
-    from data_prep._png import unfilter  # compiled when the package is installed
-except ImportError:  # there was no C compiler
-    unfilter = None
+    import data_prep._png as _png  # compiled when the package is installed
+
+    # The addresses of ISA-L's functions, in the package that brings them.
+    _INFLATE = [
+        ctypes.cast(getattr(ctypes.CDLL(isal_zlib.__file__), name), ctypes.c_void_p).value
+        for name in ('isal_inflate_init', 'isal_inflate')
+    ]
+except (ImportError, AttributeError):  # there was no C compiler, or the package hides them
+    _png, _INFLATE = None, []
 
 SIGNATURE = b'\x89PNG\r\n\x1a\n'
 CHUNK = struct.Struct('>I4s')  # length and kind
@@ -32,14 +38,13 @@ SLOW_READER_REMEDY = (
 
 _HEADER = struct.Struct('>II5B')  # width, height, depth, colour type, compression, filter method, interlace
 _PLAIN = {1: (8, 0, 0, 0, 0), 3: (8, 2, 0, 0, 0)}  # what the header ends with by channels: 8-bit grey, 8-bit RGB
-_PIECE = 1 << 15  # compressed bytes inflated at a time, so that the pixels stay in the processor's cache
 _LARGEST_RATIO = 1032  # of inflated to compressed bytes, https://zlib.net/zlib_tech.html
 _PILLOW_ERRORS = (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError, zlib.error)
 
 
 def is_compiled() -> bool:
     """Says whether the compiled reader is in use; if not, SLOW_READER_REMEDY says what to do."""
-    return unfilter is not None
+    return _png is not None
 
 
 def describe_reader() -> str:
@@ -96,42 +101,16 @@ def read_window(encoded: bytes, window: tuple[int, int, int, int], *, channels: 
     """
     top, left, height, width = window
     try:
-        whole_width, _, *kind = _HEADER.unpack_from(encoded, 16)
-        if unfilter is None or tuple(kind) != _PLAIN[channels]:
-            return _decode_whole(encoded, channels)[top : top + height, left : left + width]
-        size = (top + height) * (whole_width * channels + 1)
-        if size > _LARGEST_RATIO * len(encoded):
-            raise ValueError(f'{len(encoded):,} bytes cannot hold {whole_width} columns and {top + height} rows')
-        out = np.empty((height, width, channels), np.uint8)
-        row = bytearray(whole_width * channels)  # the one above; nothing but zeros above the first
-        done, rest = 0, b''
-        for piece in _inflate(encoded, size):
-            piece = rest + piece
-            rows = len(piece) // (len(row) + 1)
-            end = rows * (len(row) + 1)
-            wanted = memoryview(out)[max(done - top, 0) :]
-            unfilter(memoryview(piece)[:end], row, channels, wanted, max(top - done, 0), left, width)
-            done, rest = done + rows, piece[end:]
-        return out
-    except (struct.error, isal_zlib.error) as error:
+        columns, _, *kind = _HEADER.unpack_from(encoded, 16)
+    except struct.error as error:
         raise ValueError(str(error)) from error
-
-
-def _inflate(encoded: bytes, size: int) -> Iterator[bytes]:
-    """The first `size` bytes of a PNG's filtered rows, in pieces."""
-    view, inflater, at = memoryview(encoded), isal_zlib.decompressobj(), len(SIGNATURE)
-    while True:
-        length, kind = CHUNK.unpack_from(encoded, at)
-        if kind == b'IDAT':
-            for first in range(at + 8, min(at + 8 + length, len(encoded)), _PIECE):
-                piece = inflater.decompress(view[first : min(first + _PIECE, at + 8 + length)], size)
-                size -= len(piece)
-                yield piece
-                if not size:
-                    return
-        if kind == b'IEND' or at + 12 + length >= len(encoded):
-            raise ValueError(f'it ends {size:,} bytes of pixels too early')
-        at += 12 + length
+    if not is_compiled() or tuple(kind) != _PLAIN[channels]:
+        return _decode_whole(encoded, channels)[top : top + height, left : left + width]
+    if (top + height) * (columns * channels + 1) > _LARGEST_RATIO * len(encoded):
+        raise ValueError(f'{len(encoded):,} bytes cannot hold {columns} columns and {top + height} rows')
+    out = np.empty((height, width, channels), np.uint8)
+    _png.read_window(encoded, columns, channels, top, left, out, height, width, *_INFLATE)
+    return out
 
 
 def _decode_whole(encoded: bytes, channels: int) -> np.ndarray:

@@ -49,7 +49,7 @@ def test_labels_of_every_kind_are_read_and_damaged_ones_are_not():
 @pytest.mark.parametrize('compiled', [pytest.param(True, marks=COMPILED), False])
 def test_label_is_checked_alike_with_and_without_the_compiled_part(monkeypatch, compiled):
     if not compiled:
-        monkeypatch.setattr(png, 'unfilter', None)
+        monkeypatch.setattr(png, '_png', None)
     label = tiny.scene((24, 40), 0)[1]
     encoded = tiny.png(label)
     kept, counts = images.encode_label(encoded, 'a.png', (24, 40), set(range(34)), None)

@@ -28,27 +28,41 @@ def grey_png(rows: bytes, width: int, height: int, interlaced: int = 0, pieces: 
 
 
 @COMPILED
-def test_rows_that_are_not_what_they_should_be():
-    out = np.zeros((3, 2, 1), np.uint8)
-    png.unfilter(b'\x00\x07\x07' * 3, bytearray(2), 1, out, 0, 0, 2)
-    assert (out == 7).all()
-    for filtered, row, channels, room, skip, left, width in (
-        (bytes(5), 2, 1, 6, 0, 0, 2),  # not whole rows
-        (bytes(9), 2, 1, 5, 0, 0, 2),  # no room for them
-        (bytes(9), 2, 1, 6, 0, 1, 2),  # beyond the right border
-        (bytes(9), 2, 1, 6, 0, 2**63 - 1, 2),
-        (bytes(9), 2, 1, 6, 0, 0, 2**63 - 1),
-        (bytes(9), 2, 1, 6, -1, 0, 2),
-        (bytes(9), 2, 1, 6, 0, -1, 2),
-        (bytes(9), 2, 1, 6, 0, 0, 0),
-        (bytes(9), 2, 2, 6, 0, 0, 1),
-        (bytes(9), 0, 1, 6, 0, 0, 1),
-        (bytes(9), 2, 3, 6, 0, 0, 1),
+def test_what_does_not_fit_or_is_no_png():
+    """In the compiled part itself, whatever its caller checks."""
+    whole = grey_png(b'\x00\x07\x08' * 3, 2, 3)
+
+    def read(columns=2, channels=1, top=0, left=0, room=6, height=3, width=2, encoded=whole):
+        out = bytearray(room)
+        png._png.read_window(encoded, columns, channels, top, left, out, height, width, *png._INFLATE)
+        return bytes(out)
+
+    assert read() == b'\x07\x08' * 3 and read(top=1, left=1, height=2, width=1, room=2) == b'\x08\x08'
+    for wrong in (
+        *({'room': 5}, {'room': 7}, {'columns': 0}, {'columns': 2**62}, {'channels': 2}, {'encoded': b''}),
+        *({'left': 1}, {'left': -1}, {'left': 2**63 - 1}, {'top': -1}, {'top': 2**62}),
+        *({'height': 0, 'room': 0}, {'width': 0, 'room': 0}, {'width': 2**63 - 1}, {'channels': 3}),
     ):
         with pytest.raises(ValueError, match='sizes do not fit'):
-            png.unfilter(filtered, bytearray(row), channels, bytearray(room), skip, left, width)
-    with pytest.raises(ValueError, match='unknown filter'):
-        png.unfilter(b'\x00\x07\x07\x05\x07\x07', bytearray(2), 1, bytearray(4), 0, 0, 2)
+            read(**wrong)
+    for rows, reason in ((b'\x00\x07\x07\x05\x07\x07', 'unknown filter'), (b'\x00\x07', 'end too early')):
+        with pytest.raises(ValueError, match=reason):
+            read(height=2, room=4, encoded=grey_png(rows, 2, 2))
+    for end in range(8, len(whole) - 26):
+        with pytest.raises(ValueError, match='end too early|damaged'):
+            read(encoded=whole[:end])
+
+
+@COMPILED
+@pytest.mark.parametrize('pieces', [1, 3, 500])
+def test_pixels_lie_in_any_number_of_chunks(pieces):
+    """Empty ones and others between them among it."""
+    values = np.random.default_rng(0).integers(0, 4, (300, 401)).astype(np.uint8)
+    encoded = grey_png(b''.join(b'\x00' + row.tobytes() for row in values), 401, 300, pieces=pieces)
+    first = encoded.index(b'IDAT') - 4
+    encoded = encoded[:first] + chunk(b'IDAT', b'') + chunk(b'tEXt', b'a\0b') + encoded[first:]
+    found = png.read_window(encoded, (7, 5, 290, 390), channels=1)
+    np.testing.assert_array_equal(found[..., 0], values[7:297, 5:395])
 
 
 @pytest.mark.parametrize('kind', ['PNG', 'JPEG'])
@@ -72,7 +86,7 @@ def test_header_of_an_enormous_image_is_not_believed():
 def test_which_reader_is_in_use(monkeypatch):
     if png.is_compiled():
         assert png.describe_reader() == 'compiled'
-    monkeypatch.setattr(png, 'unfilter', None)
+    monkeypatch.setattr(png, '_png', None)
     assert not png.is_compiled() and 'Pillow' in png.describe_reader()
     label = tiny.scene((24, 40), 0)[1]
     found = png.read_window(tiny.png(label), (3, 5, 10, 20), channels=1)

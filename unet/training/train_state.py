@@ -1,8 +1,12 @@
 """What a run must remember besides the model.
 
-state = train_state.TrainState('adam', variables, ema=True)
-with train_state.averaged_weights(variables, state.ema):
-    model(images)
+import tensorflow as tf
+from unet.training import train_state
+
+weights = [tf.Variable(1.0)]
+state = train_state.TrainState('adam', weights, ema=True)
+with train_state.averaged_weights(weights, state.ema):
+    weights[0].numpy()  # 1.0
 """
 
 import contextlib
