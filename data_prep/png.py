@@ -52,13 +52,18 @@ def describe_reader() -> str:
     return 'compiled' if is_compiled() else 'Pillow, which decodes whole images and is several times as slow'
 
 
-def image_size(encoded: bytes) -> tuple[int, int]:
+def is_png(encoded: bytes | memoryview) -> bool:
+    """Says whether a file is a PNG, by its first bytes."""
+    return encoded[: len(SIGNATURE)] == SIGNATURE
+
+
+def image_size(encoded: bytes | memoryview) -> tuple[int, int]:
     """Returns the height and width of a PNG or JPEG file, pixels, by its header.
 
     Raises:
       ValueError: if there is no such header.
     """
-    if encoded.startswith(SIGNATURE):
+    if is_png(encoded):
         try:
             width, height, *_ = _HEADER.unpack_from(encoded, 16)
         except struct.error as error:
@@ -71,7 +76,7 @@ def image_size(encoded: bytes) -> tuple[int, int]:
         raise ValueError(f'it is neither a PNG nor a JPEG ({error})') from error
 
 
-def decode(encoded: bytes) -> Image.Image:
+def decode(encoded: bytes | memoryview) -> Image.Image:
     """Decodes the whole of a PNG or JPEG file of any kind by Pillow.
 
     Raises:
@@ -85,7 +90,7 @@ def decode(encoded: bytes) -> Image.Image:
     return image
 
 
-def read_window(encoded: bytes, window: tuple[int, int, int, int], *, channels: int) -> np.ndarray:
+def read_window(encoded: bytes | memoryview, window: tuple[int, int, int, int], *, channels: int) -> np.ndarray:
     """Reads the pixels of a window.
 
     Args:
@@ -113,7 +118,7 @@ def read_window(encoded: bytes, window: tuple[int, int, int, int], *, channels: 
     return out
 
 
-def _decode_whole(encoded: bytes, channels: int) -> np.ndarray:
+def _decode_whole(encoded: bytes | memoryview, channels: int) -> np.ndarray:
     """uint8 [h, w, channels]"""
     image = decode(encoded)
     if image.mode.startswith('I;16'):  # which convert() would clip at 255

@@ -67,8 +67,13 @@ class Split:
 
 def read_example(split: Split, example: int) -> dict[str, bytes]:
     """Reads the encoded features of one example of a split."""
+    return tfrecord.parse(read_serialized(split, example))
+
+
+def read_serialized(split: Split, example: int) -> bytes:
+    """Reads one example of a split, a tf.train.Example as it is stored."""
     path = split.paths[split.shard[example]]
-    return tfrecord.parse(tfrecord.read_record(path, int(split.offset[example]), int(split.length[example])))
+    return tfrecord.read_record(path, int(split.offset[example]), int(split.length[example]))
 
 
 def index_file(split: str) -> str:

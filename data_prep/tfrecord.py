@@ -9,7 +9,10 @@ checksum, little endian); tf.train.Example, tensorflow/core/example/{example,fea
 https://protobuf.dev/programming-guides/encoding.
 """
 
+import contextlib
+import ctypes
 import functools
+import importlib
 import os
 import struct
 from typing import IO
@@ -23,11 +26,24 @@ from launch.files import is_remote
 HEADER = struct.Struct('<QI')  # length of the data, masked CRC-32C of those 8 bytes
 FOOTER = struct.Struct('<I')  # masked CRC-32C of the data
 
+_WITHOUT_LOCK = 1 << 16  # bytes from which on it is worth to let other threads have Python's lock meanwhile
+# crc32c_extend of the library that google_crc32c brings; a function of ctypes is called without the lock.
+_CRC32C = None
+with contextlib.suppress(ImportError, AttributeError, OSError):
+    _CRC32C = ctypes.CDLL(importlib.import_module('google_crc32c._crc32c').__file__).crc32c_extend
+    _CRC32C.argtypes, _CRC32C.restype = [ctypes.c_uint32, ctypes.c_char_p, ctypes.c_size_t], ctypes.c_uint32
+
 
 def masked_crc(*parts: bytes) -> int:
     """Returns the checksum of the TFRecord format: CRC-32C, rotated right by 15 bits plus a constant."""
-    crc = functools.reduce(google_crc32c.extend, parts, 0)
+    crc = functools.reduce(_extend_crc, parts, 0)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def _extend_crc(crc: int, data: bytes) -> int:
+    if _CRC32C is None or len(data) < _WITHOUT_LOCK:
+        return google_crc32c.extend(crc, data)
+    return _CRC32C(crc, data, len(data))
 
 
 def frame(data: bytes) -> bytes:
@@ -65,6 +81,15 @@ def parse(example: bytes) -> dict[str, bytes]:
     Raises:
       ValueError: if the bytes are not such an Example.
     """
+    return {name: bytes(value) for name, value in parse_in_place(example).items()}
+
+
+def parse_in_place(example: bytes) -> dict[str, memoryview]:
+    """Does what `parse` does without copying the values, with Python's lock, which are megabytes.
+
+    Raises:
+      ValueError: if the bytes are not such an Example.
+    """
     view = memoryview(example)
     (features,) = _fields(view, 1)
     found = {}
@@ -72,7 +97,7 @@ def parse(example: bytes) -> dict[str, bytes]:
         (key,), (feature,) = _fields(item, 1), _fields(item, 2)
         values = [value for bytes_list in _fields(feature, 1) for value in _fields(bytes_list, 1)]
         if values:
-            found[bytes(key).decode()] = bytes(values[0])
+            found[bytes(key).decode()] = values[0]
     return found
 
 

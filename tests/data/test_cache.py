@@ -40,8 +40,8 @@ def iterate(split, last=12, **options):
 def test_a_cache_changes_no_example_and_reads_each_record_once(split, options, tmp_path, monkeypatch):
     """Over three epochs, in memory and on disk; on disk nothing is left, and there is no name to leave."""
     plain = list(iterate(split, **options))
-    read, read_example = [], records.read_example
-    monkeypatch.setattr(records, 'read_example', lambda *asked: (read.append(asked[1]), read_example(*asked))[1])
+    read, read_example = [], records.read_serialized
+    monkeypatch.setattr(records, 'read_serialized', lambda *asked: (read.append(asked[1]), read_example(*asked))[1])
     for cache_dir in (None, tmp_path):
         read.clear()
         for number, (expected, found) in enumerate(

@@ -18,7 +18,12 @@ cv2.setNumThreads(0)  # tf.data decodes as many examples at a time as there are 
 
 
 def read_window(
-    encoded: bytes, window: tuple[int, int, int, int], *, channels: int, fill: int, size: tuple[int, int] | None = None
+    encoded: bytes | memoryview,
+    window: tuple[int, int, int, int],
+    *,
+    channels: int,
+    fill: int,
+    size: tuple[int, int] | None = None,
 ) -> np.ndarray:
     """Reads a part of an encoded image, bordered where it reaches beyond.
 
@@ -41,7 +46,7 @@ def read_window(
     inside = _clip(window, whole)
     if not inside[2] or not inside[3]:
         pixels = np.empty((*inside[2:], channels), np.uint8)
-    elif encoded.startswith(png.SIGNATURE):
+    elif png.is_png(encoded):
         pixels = png.read_window(encoded, inside, channels=channels)
     else:
         pixels = _read_jpeg(encoded, inside, channels)
@@ -75,10 +80,10 @@ def _add_border(
     return out
 
 
-def _read_jpeg(encoded: bytes, window: tuple[int, int, int, int], channels: int) -> np.ndarray:
+def _read_jpeg(encoded: bytes | memoryview, window: tuple[int, int, int, int], channels: int) -> np.ndarray:
     try:
         with tf.device('CPU'):
-            return np.asarray(tf.image.decode_and_crop_jpeg(encoded, window, channels=channels))  # not a copy
+            return np.asarray(tf.image.decode_and_crop_jpeg(bytes(encoded), window, channels=channels))  # not a copy
     except tf.errors.OpError as error:
         raise ValueError(error.message.splitlines()[0]) from error
 

@@ -19,7 +19,7 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from data_prep import records
+from data_prep import records, tfrecord
 from data_prep.labels import IGNORED
 from launch import entry
 from unet.data import cache as example_cache
@@ -59,13 +59,13 @@ class Reader:
     split: records.Split
     failure: Exception | None = None
 
-    def read(self, example: int) -> tuple[bytes, bytes]:
+    def read(self, example: int) -> tuple[memoryview, memoryview]:
         """Reads the encoded image and label image."""
-        features = records.read_example(self.split, example)
+        features = tfrecord.parse_in_place(records.read_serialized(self.split, example))
         return features['image_left'], features['segmentation_label']
 
     def decode(
-        self, example: int, encoded: tuple[bytes, bytes], window: tuple[int, int, int, int]
+        self, example: int, encoded: tuple[memoryview, memoryview], window: tuple[int, int, int, int]
     ) -> tuple[np.ndarray, np.ndarray]:
         """Decodes a window of the image, uint8 [h, w, 3], mid-grey beyond its border, and of the label, [h, w, 1], void
         there.
