@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import gc
 import glob
 import io
 import os
@@ -81,10 +82,12 @@ def keep_freed_memory() -> None:
 def quiet_import() -> Iterator[None]:
     """Surrounds the import of TensorFlow: it prepares the process and hides what libraries write to stderr meanwhile.
 
+    What is imported stays: the garbage collector, which would go through all of it again and again, leaves it alone.
     TensorFlow notes the absence of things that nobody asked for, before any setting of its log level takes effect. If
     the import fails, all of it is shown.
     """
     keep_freed_memory()
+    gc.disable()
     sys.stderr.flush()
     terminal = os.dup(sys.stderr.fileno())
     with tempfile.TemporaryFile() as notes:
@@ -96,6 +99,8 @@ def quiet_import() -> Iterator[None]:
             os.write(terminal, notes.read())
             raise
         finally:
+            gc.freeze()
+            gc.enable()
             sys.stderr.flush()
             os.dup2(terminal, sys.stderr.fileno())
             os.close(terminal)
