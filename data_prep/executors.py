@@ -28,11 +28,19 @@ def run_local(todo: list[shards.Shard], settings: shards.Settings, workers: int)
 
 
 @contextlib.contextmanager
-def worker_pool(workers: int) -> Iterator[concurrent.futures.ProcessPoolExecutor]:
-    """Starts processes that do without TensorFlow and TFDS, and that are told to stop when the block is left early."""
+def worker_pool(workers: int) -> Iterator[concurrent.futures.Executor]:
+    """Starts processes that do without TensorFlow and TFDS, and that are told to stop when the block is left early.
+
+    Where processes cannot share semaphores, as in a container without /dev/shm, threads of this one take their place.
+    """
     context = multiprocessing.get_context('fork' if _may_fork() else 'spawn')
-    stopping = context.Event()
-    pool = concurrent.futures.ProcessPoolExecutor(workers, context, _start_worker, (stopping,))
+    pool: concurrent.futures.Executor
+    try:
+        stopping = context.Event()
+        pool = concurrent.futures.ProcessPoolExecutor(workers, context, _start_worker, (stopping,))
+    except OSError as error:
+        print(f'Note: /dev/shm: {error.strerror}: threads of one process do the work, more slowly.', flush=True)
+        stopping, pool = shards.stop, concurrent.futures.ThreadPoolExecutor(workers)
     try:
         yield pool
     except BaseException:
@@ -47,7 +55,7 @@ def _may_fork() -> bool:
     return sys.platform == 'linux' and not _NOT_FORKED & sys.modules.keys()
 
 
-def in_pool(pool: concurrent.futures.ProcessPoolExecutor, work: Callable, items: list, *arguments) -> Iterator:
+def in_pool(pool: concurrent.futures.Executor, work: Callable, items: list, *arguments) -> Iterator:
     """Yields the results of `work(item, *arguments)`, as they come.
 
     Raises:

@@ -148,7 +148,7 @@ def write_shard(shard: Shard, settings: Settings) -> int:
     digest, at, pixels = hashlib.sha256(), 0, np.zeros(256, np.int64)
     note: dict[str, Any] = {'file': shard.file, 'records': [], 'problems': [], 'void': [], 'converted': []}
     try:
-        with part.open('wb') as file:
+        with files.naming(final), part.open('wb') as file:
             for pair in shard.pairs:
                 if stop.is_set():
                     raise Stopped
@@ -187,10 +187,6 @@ def write_shard(shard: Shard, settings: Settings) -> int:
         files.write_atomically(note_path(settings.data_dir, shard.file), json.dumps(note))
         if not note['problems'] or settings.skip_bad:
             part.replace(final)
-    except OSError as error:
-        if error.errno and not error.filename:  # writing to an open file does not say which
-            raise OSError(error.errno, os.strerror(error.errno), os.fspath(final)) from error
-        raise
     finally:
         part.unlink(missing_ok=True)
     return len(shard.pairs)

@@ -61,7 +61,8 @@ def stage(source: epath.Path, target: pathlib.Path, splits: list[str], leave_fre
 
     Raises:
       UserError: MISSING_INPUT if there is no such folder or split, BAD_DATA if a shard differs from the manifest,
-        NO_STORAGE if `target` cannot be written to.
+        NO_STORAGE if the disk of `target` is too small.
+      OSError: if `target` cannot be written to.
     """
     if str(source) == str(target):
         raise entry.UserError(entry.BAD_USAGE, f'--to={target} is --data_dir itself')
@@ -70,12 +71,7 @@ def stage(source: epath.Path, target: pathlib.Path, splits: list[str], leave_fre
     if unknown := ', '.join(sorted(set(splits) - set(sizes))):
         raise entry.UserError(entry.MISSING_INPUT, f'{source}: no split {unknown}; it holds {", ".join(sizes)}')
     shards, digests = _shards(source, [name for name, size in sizes.items() if size])
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise entry.UserError(
-            entry.NO_STORAGE, f'{target}: cannot be made ({error.strerror}). Pass a folder on a local disk.'
-        ) from error
+    target.mkdir(parents=True, exist_ok=True)
     with _alone(target):
         for leftover in target.glob('.*.tmp'):
             leftover.unlink()
@@ -149,7 +145,7 @@ def _link(source: epath.Path, target: pathlib.Path) -> None:
 def _copy(source: epath.Path, target: pathlib.Path, digest: str | None) -> None:
     temporary = target.parent / f'.{target.name}.tmp'
     found = hashlib.sha256()
-    with source.open('rb') as reader, temporary.open('wb') as writer:
+    with files.naming(target), source.open('rb') as reader, temporary.open('wb') as writer:
         while chunk := reader.read(_CHUNK):
             found.update(chunk)
             writer.write(chunk)
@@ -170,11 +166,12 @@ def _copy(source: epath.Path, target: pathlib.Path, digest: str | None) -> None:
 def _alone(target: pathlib.Path) -> Iterator[None]:
     """Jobs that share a node take turns; the second finds the work done."""
     with (target / '.lock').open('w') as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        ours = files.try_lock(lock)
+        if ours is None:
+            print(f'{target}: no locks on its file system: one job at a time must copy to it', flush=True)
+        elif not ours:
             print(f'{target}: another process is copying to it; waiting', flush=True)
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            files.try_lock(lock, fcntl.LOCK_EX)
         yield
 
 

@@ -7,20 +7,17 @@ leftImg8bit/<split>/<city>/*.png with its gtFine label ids and instance ids. The
 same seed gives the same bytes whatever the number of cores, and a scene does not depend on how many others are written.
 """
 
-import concurrent.futures
 import functools
 import io
-import multiprocessing
 import os
 import pathlib
-import signal
 
 import numpy as np
 from absl import flags
 from PIL import Image
 
-from data_prep import synthetic_scene
-from launch import entry, host, progress
+from data_prep import executors, synthetic_scene
+from launch import entry, files, host, progress
 
 _CITYSCAPES_DIR = flags.DEFINE_string(
     'cityscapes_dir',
@@ -69,8 +66,9 @@ def write_scene(task: tuple[str, int], *, root: pathlib.Path, size: tuple[int, i
         Image.fromarray(array).save(content, 'PNG', compress_level=1)  # sensor noise hardly compresses: 5 times faster
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_name(f'.{path.name}')
-        unfinished.write_bytes(content.getvalue())
-        unfinished.replace(path)
+        with files.naming(path):
+            unfinished.write_bytes(content.getvalue())
+            unfinished.replace(path)
 
 
 def refuse_foreign_images(root: pathlib.Path, tasks: list[tuple[str, int]]) -> None:
@@ -105,22 +103,11 @@ def main() -> None:
 
     write = functools.partial(write_scene, root=root, size=(height, width), seed=_SEED.value)
     processes = min(_PROCESSES.value or host.cores(), len(tasks))
-    pool = concurrent.futures.ProcessPoolExecutor(
-        processes, mp_context=multiprocessing.get_context('spawn'), initializer=_leave_interrupts_to_parent
-    )
-    try:
-        with progress.show(len(tasks), 'scene') as advance:
-            for _ in pool.map(write, tasks):
-                advance(1)
-    finally:
-        pool.shutdown(cancel_futures=True)
+    with executors.worker_pool(processes) as pool, progress.show(len(tasks), 'scene') as advance:
+        for _ in executors.in_pool(pool, write, tasks):
+            advance(1)
     print(f'{counts["train"]} train and {counts["val"]} val scenes of {height}x{width} in {root}')
     print(f'Next: python -m data_prep.build_tfrecords --cityscapes_dir={root} --data_dir=data/synthetic')
-
-
-def _leave_interrupts_to_parent() -> None:
-    """Ctrl-C reaches every process of the terminal; only the parent answers it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 if __name__ == '__main__':

@@ -14,6 +14,7 @@ This module imports absl alone, so that `--help` answers at once; programs impor
 import contextlib
 import errno
 import functools
+import io
 import os
 import pathlib
 import re
@@ -38,7 +39,33 @@ PEER_LOST = 76  # a peer, or this process, hung or vanished: run the same comman
 BAD_CONFIG = 78  # a config that cannot work, or devices promised but not there
 
 
-_STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS}
+# What the system says no with: exit status and remedy. Everything else that it says about a file is of its storage.
+_NOT_USABLE = {
+    errno.ENOENT: (MISSING_INPUT, 'Check how it is written, or copy it there.'),
+    errno.EACCES: (BAD_USAGE, 'Pass another path, or have its owner let this user read, or write, there.'),
+    errno.EPERM: (BAD_USAGE, 'Pass another path, or have its owner let this user change it.'),
+    errno.ENOTDIR: (BAD_USAGE, 'A file stands where a folder should be: pass another path.'),
+    errno.EEXIST: (BAD_USAGE, 'A file stands where a folder should be: pass another path.'),
+    errno.EISDIR: (BAD_USAGE, 'A folder stands where a file should be: pass another path.'),
+    errno.ENAMETOOLONG: (BAD_USAGE, 'Shorten its name, or pass another path.'),
+    errno.ELOOP: (BAD_USAGE, 'A link leads to itself: mend it, or pass another path.'),
+    errno.EFBIG: (NO_STORAGE, 'Raise the limit on the size of a file (ulimit -f), or use another file system.'),
+    errno.EROFS: (NO_STORAGE, 'Pass a path that may be written to.'),
+    errno.EMFILE: (BAD_CONFIG, 'Raise the limit on open files (ulimit -n).'),
+    errno.ENFILE: (BAD_CONFIG, 'Raise the limit on open files of this host.'),
+}
+# Libraries for remote files raise these without a number.
+_NUMBERS: dict[type, int] = {
+    FileNotFoundError: errno.ENOENT,
+    PermissionError: errno.EACCES,
+    FileExistsError: errno.EEXIST,
+    NotADirectoryError: errno.ENOTDIR,
+    IsADirectoryError: errno.EISDIR,
+}
+# These say so without a file too: writing to an open file does not name it.
+_STORAGE_ERRORS = {
+    errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG, errno.ESTALE, errno.EMFILE, errno.ENFILE,
+}  # fmt: skip
 
 
 class UserError(Exception):
@@ -63,6 +90,7 @@ def run(main: Callable[..., int | None], *, forwards: bool = False) -> NoReturn:
       forwards: whether `main` takes the arguments after `--`, as they are: it does so in launchers.
     """
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')  # TensorFlow's notes drown ours; 0 shows them
+    _prepare_streams()
     argv, rest = sys.argv, []
     if forwards and '--' in argv:
         argv, rest = argv[: argv.index('--')], argv[argv.index('--') + 1 :]
@@ -71,6 +99,25 @@ def run(main: Callable[..., int | None], *, forwards: bool = False) -> NoReturn:
     call = functools.partial(main, rest) if forwards else main
     parser = functools.partial(_parse_flags, forwards=forwards and not rest)
     app.run(lambda _: _exit(_status_of(call)), argv=argv, flags_parser=parser)
+
+
+def _prepare_streams() -> None:
+    """Lets stdout and stderr take any text, wherever they lead.
+
+    Of a stream that was closed (`>&-`) the next file to be opened would take the place: it leads nowhere instead. What
+    an encoding does not have, as on an ASCII terminal, is written as an escape.
+    """
+    for number, name in enumerate(('stdin', 'stdout', 'stderr')):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_RDWR), number)
+            os.set_inheritable(number, True)  # if it was opened in this very place
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, 'w' if number else 'r', encoding='utf-8', closefd=False))  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors='backslashreplace')
 
 
 def _exit(status: int) -> NoReturn:
@@ -198,13 +245,45 @@ def _status_of(main: Callable[[], int | None]) -> int:
             raise
         _drop_output()
         return OK
-    except OSError as error:
-        if error.errno not in _STORAGE_ERRORS:
+    except Exception as error:
+        refused = as_user_error(error)
+        if refused is None:
             raise
-        log_error(
-            f'{error.filename or "storage"}: {error.strerror}. Free some space or mend the storage, then run again.'
-        )
-        return NO_STORAGE
+        log_error(str(refused))
+        return refused.status
+
+
+def as_user_error(error: BaseException) -> UserError | None:
+    """Returns what an error means to the user; None if it is a bug.
+
+    Args:
+      error: a UserError, or what the system says about a file: an OSError, or TensorFlow's error that holds one.
+    """
+    if isinstance(error, UserError):
+        return error
+    found = error if isinstance(error, OSError) else _os_error_of_tensorflow(error)
+    if found is None:
+        return None
+    code = found.errno or _NUMBERS.get(type(found))
+    if found.filename is None and code == errno.ENOENT and found.errno:  # as tempfile says it
+        return UserError(MISSING_INPUT, f'{found.strerror}. Set TMPDIR to a folder that this user may write to.')
+    if code is None or (found.filename is None and found.errno and code not in _STORAGE_ERRORS):
+        return None
+    said = f'{found.filename or "storage"}: {found.strerror}' if found.strerror else str(found)
+    status, remedy = _NOT_USABLE.get(code, (NO_STORAGE, 'Free some space or mend the storage, then run again.'))
+    return UserError(status, f'{said}. {remedy}')
+
+
+def _os_error_of_tensorflow(error: BaseException) -> OSError | None:
+    """What the system said, where TensorFlow passes it on: `<path>; No space left on device [Op:SaveV2]`, or
+    `<path> is not a directory`."""
+    tensorflow = sys.modules.get('tensorflow')
+    if tensorflow is None or not isinstance(error, tensorflow.errors.OpError):
+        return None
+    found = re.match(r'(?:{{.*?}} )?(.+)(?:; | is )(.+?)(?: \[Op:.*)?$', error.message, re.MULTILINE)
+    codes = {os.strerror(code).lower(): code for code in errno.errorcode}
+    code = codes.get(found[2].lower()) if found else None
+    return OSError(code, os.strerror(code), found[1]) if found and code else None
 
 
 def _drop_output() -> None:

@@ -8,9 +8,13 @@
 A path may be a URL such as gs://bucket/folder.
 """
 
+import contextlib
+import errno
+import fcntl
 import json
 import os
 import socket
+from collections.abc import Iterator
 from typing import IO, Any, NamedTuple
 
 from etils import epath
@@ -29,10 +33,52 @@ def write_atomically(path: epath.PathLike, content: str | bytes) -> None:
     content = content.encode() if isinstance(content, str) else content
     process = f'{socket.gethostname()}.{os.getpid()}'  # other hosts have processes of the same number
     temporary = path.parent / f'.{path.name}.{process}.tmp'
-    with temporary.open('wb') as file:
-        file.write(content)
-        sync(file, path)
-    temporary.replace(path)
+    try:
+        with temporary.open('wb') as file:
+            file.write(content)
+            sync(file, path)
+        temporary.replace(path)
+    except OSError as error:
+        if error.errno:  # and it is the system's
+            error.filename = os.fspath(path)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def naming(path: epath.PathLike) -> Iterator[None]:
+    """Lets an OSError of the block name a file, which one of writing to an open file or reading it does not do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno:
+            error.filename = error.filename or os.fspath(path)
+        raise
+
+
+_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}  # how Lustre, NFS and others say that they have none
+
+
+def try_lock(file: IO, kind: int = fcntl.LOCK_EX | fcntl.LOCK_NB) -> bool | None:
+    """Locks an open local file until it is closed.
+
+    Args:
+      file: the file.
+      kind: of fcntl: exclusive or shared, waiting for others or not.
+
+    Returns:
+      Whether this process has the lock now; None if the file system has no locks.
+    """
+    try:
+        fcntl.flock(file.fileno(), kind)
+    except OSError as error:
+        if error.errno in _NO_LOCKS:
+            return None
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            return False
+        raise
+    return True
 
 
 class Stat(NamedTuple):
@@ -79,6 +125,6 @@ def read_json(path: epath.PathLike) -> dict[str, Any]:
     """
     path = epath.Path(path)
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text('utf-8'))
     except ValueError as error:
         raise entry.UserError(entry.BAD_DATA, f'{path}: not JSON ({error}). Build the folder again.') from error

@@ -85,6 +85,9 @@ def quiet_import() -> Iterator[None]:
     What is imported stays: the garbage collector, which would go through all of it again and again, leaves it alone.
     TensorFlow notes the absence of things that nobody asked for, before any setting of its log level takes effect. If
     the import fails, all of it is shown.
+
+    Raises:
+      FileNotFoundError: if there is no temporary folder, without which TensorFlow cannot be imported either.
     """
     keep_freed_memory()
     gc.disable()

@@ -25,11 +25,7 @@ _FILE = 'launch.json'
 
 
 def begin(workdir: str) -> pathlib.Path:
-    """Makes the folder of a new launch, named after the time in UTC.
-
-    Raises:
-      UserError: MISSING_INPUT if it cannot be made.
-    """
+    """Makes the folder of a new launch, named after the time in UTC; raises OSError if it cannot be made."""
     while True:
         now = datetime.datetime.now(datetime.UTC)
         folder = pathlib.Path(workdir).absolute() / FOLDER / now.strftime('%Y%m%d-%H%M%S.%f')
@@ -37,12 +33,8 @@ def begin(workdir: str) -> pathlib.Path:
             folder.mkdir(parents=True)
             return folder
         except FileExistsError:
-            continue
-        except OSError as error:
-            raise entry.UserError(
-                entry.MISSING_INPUT,
-                f'--workdir={workdir}: cannot be written to from here ({error.strerror}). Pass another one.',
-            ) from error
+            if not folder.is_dir():
+                raise
 
 
 def finish(folder: pathlib.Path, launch: Launch) -> None:

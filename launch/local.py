@@ -182,7 +182,7 @@ def _recorded(words: list[str]) -> Iterator[IO[bytes] | None]:
         return
     folder = launch_record.begin(_WORKDIR.value)
     with open(folder / _LOG, 'wb', buffering=0) as log:
-        fcntl.flock(log, fcntl.LOCK_EX)
+        files.try_lock(log)
         launch_record.finish(folder, {'launcher': 'local', 'job': os.getpid(), 'command': words})
         yield log
 
@@ -192,7 +192,7 @@ def _watch_or_cancel(launch: launch_record.Launch) -> int:
     folder = pathlib.Path(launch['folder'])
     with open(folder / _LOG, 'rb') as log:
         while True:
-            running = _is_locked(log)
+            running = _is_running(log, launch)
             if _FOLLOW.value:
                 shutil.copyfileobj(log, sys.stdout.buffer)
                 sys.stdout.buffer.flush()
@@ -212,13 +212,14 @@ def _watch_or_cancel(launch: launch_record.Launch) -> int:
     return status if _FOLLOW.value else entry.OK
 
 
-def _is_locked(file: IO[bytes]) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    fcntl.flock(file, fcntl.LOCK_UN)
-    return False
+def _is_running(log: IO[bytes], launch: launch_record.Launch) -> bool:
+    """Whether a launch holds the lock on its log; where there are no locks, whether a process has its number."""
+    free = files.try_lock(log, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    if free is None:
+        return not (pathlib.Path(launch['folder']) / _ENDED).exists() and os.path.exists(f'/proc/{launch["job"]}')
+    if free:
+        fcntl.flock(log, fcntl.LOCK_UN)
+    return not free
 
 
 def _wait(workers: list[subprocess.Popen], stop_asked: threading.Event, kill_seconds: float) -> list[int]:

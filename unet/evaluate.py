@@ -5,7 +5,8 @@
     python -m unet.evaluate --workdir=runs/cityscapes --submission_dir=submission
 
 Prints a table per class and writes evaluate-<split>.json (every score, the confusion matrix, each image's score) and
-confusion-<split>.png to the workdir. --cityscapes_dir, which holds the instance files, adds the
+confusion-<split>.png to the workdir, or to --output_dir; a workdir that may only be read is scored all the same.
+--cityscapes_dir, which holds the instance files, adds the
 instance-weighted iIoU. --submission_dir writes and checks the files for the benchmark server, of the split test
 unless --split is given, and packs them into <submission_dir>.zip. Of several processes (launch.local
 --module=unet.evaluate, or a cluster) each predicts its share of the images.
@@ -13,6 +14,7 @@ unless --split is given, and packs them into <submission_dir>.zip. Of several pr
 
 import contextlib
 import dataclasses
+import errno
 import json
 import math
 import os
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     from unet.evaluation import accumulator, instance_iou
 
 Result = TypeVar('Result')
+
+_MAY_ONLY_BE_READ = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; required.')
 _DATA_DIR = flags.DEFINE_string('data_dir', 'data/cityscapes', 'Record folder.')
@@ -57,6 +61,9 @@ _SCALES = flags.DEFINE_list(
     'scales', ['1'], 'Test-time augmentation: average the predictions at these sizes of the image, 1 being its own.'
 )
 _FLIP = flags.DEFINE_bool('flip', False, 'Test-time augmentation: average with predictions of the mirrored image.')
+_OUTPUT_DIR = flags.DEFINE_string(
+    'output_dir', None, 'Folder for the scores; default the workdir, whose report is written anew too.'
+)
 _SUBMISSION_DIR = flags.DEFINE_string('submission_dir', None, 'Folder for the files for the benchmark server.')
 
 
@@ -73,6 +80,8 @@ def main() -> None:
         from unet.training import workdir
 
     config = workdir.read_config(_WORKDIR.value)
+    if _OUTPUT_DIR.value:
+        os.makedirs(_OUTPUT_DIR.value, exist_ok=True)
     window = (0, 0)
     if _WINDOW.value:
         window = options.parse_window(_WINDOW.value, config.model.depth, config.model.padding)
@@ -175,9 +184,14 @@ def _evaluate(
             if scored:
                 total = accumulator.merge(map(accumulator.from_json, shares), table)
                 result = _score(total, split, path, config.labels, table)
-                _write(result, inference)
-                page.write_after(_WORKDIR.value, _DATA_DIR.value, split.name, config.eval.pictures, lambda: bool(stop))
-                _print(result)
+                refused = _write(result, inference)
+                if not refused and not _OUTPUT_DIR.value:
+                    page.write_after(
+                        _WORKDIR.value, _DATA_DIR.value, split.name, config.eval.pictures, lambda: bool(stop)
+                    )
+                _print(result, refused)
+                if refused and (_OUTPUT_DIR.value or refused.errno not in _MAY_ONLY_BE_READ):
+                    raise refused
         group.all_gather(None)  # nobody leaves before the files are written
 
 
@@ -232,8 +246,8 @@ def _score(
     return _Scored(split.name, checkpoint, learnt, table, counts, confusion, scores)
 
 
-def _write(scored: _Scored, inference: options.InferenceOptions) -> None:
-    """Writes evaluate-<split>.json and confusion-<split>.png into the workdir."""
+def _write(scored: _Scored, inference: options.InferenceOptions) -> OSError | None:
+    """Writes evaluate-<split>.json and confusion-<split>.png, or returns why that cannot be done."""
     from data_prep import labels
     from launch import files
     from unet.reporting import confusion_plot, draw
@@ -249,13 +263,17 @@ def _write(scored: _Scored, inference: options.InferenceOptions) -> None:
         'scores_of_images': {image_id: _without_nan(own) for image_id, own in scored.counts.images.items()},
         'confusion': scored.confusion.tolist(),
     }
-    files.write_atomically(_file('evaluate', scored.split, 'json'), json.dumps(result) + '\n')
     shown = scored.table if scored.learnt == 'label_ids' else labels.classes(scored.table)
     title = f'{scored.checkpoint}\n{train_log.headline(scored.scores)}'
-    draw.save(confusion_plot.draw(scored.confusion, shown, title), _file('confusion', scored.split, 'png'))
+    try:
+        files.write_atomically(_file('evaluate', scored.split, 'json'), json.dumps(result) + '\n')
+        draw.save(confusion_plot.draw(scored.confusion, shown, title), _file('confusion', scored.split, 'png'))
+    except OSError as error:
+        return error
+    return None
 
 
-def _print(scored: _Scored) -> None:
+def _print(scored: _Scored, refused: OSError | None) -> None:
     """Prints the tables of scores, with mIoU in the last line."""
     from unet.evaluation import score_tables
     from unet.training import train_log
@@ -268,13 +286,16 @@ def _print(scored: _Scored) -> None:
     print(score_tables.of_categories(scores, table))
     print(f'{scored.checkpoint} on {len(scored.counts.images)} images of {scored.split}')
     figures, picture = _file('evaluate', scored.split, 'json'), _file('confusion', scored.split, 'png')
-    print(f'All figures: {figures}   Confusion: {picture}')
+    if refused:
+        print(f'Not written: {refused.filename}: {refused.strerror}. Pass --output_dir to have all figures.')
+    else:
+        print(f'All figures: {figures}   Confusion: {picture}')
     print(score_tables.of_means(scores))
     print(train_log.headline(scores))
 
 
 def _file(name: str, split: str, suffix: str) -> str:
-    return os.path.join(_WORKDIR.value, f'{name}-{split}.{suffix}')
+    return os.path.join(_OUTPUT_DIR.value or _WORKDIR.value, f'{name}-{split}.{suffix}')
 
 
 def _without_nan(scores: dict[str, float]) -> dict[str, float | None]:

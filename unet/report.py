@@ -40,12 +40,7 @@ def main() -> None:
     output = _OUTPUT.value or os.path.join(_WORKDIR.value[0], default)
     if _OUTPUT.value:
         output = os.path.join(output, default) if os.path.isdir(output) or output.endswith('/') else output
-        try:
-            os.makedirs(os.path.dirname(os.path.abspath(output)), exist_ok=True)
-        except OSError as error:
-            raise entry.UserError(
-                entry.BAD_USAGE, f'--output={output}: its folder cannot be made ({error.strerror}). Pass another one.'
-            ) from error
+        os.makedirs(os.path.dirname(os.path.abspath(output)), exist_ok=True)
 
     with host.quiet_import():
         from unet.reporting import page

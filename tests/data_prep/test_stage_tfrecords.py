@@ -124,7 +124,7 @@ def test_killed_while_it_copies_it_goes_on_and_two_take_turns(tmp_path):
 
 def test_mistakes_are_named(built, tmp_path):
     (tmp_path / 'file').write_text('')
-    for status, said, target in ((69, 'cannot be made', tmp_path / 'file/x'), (64, 'itself', built)):
+    for status, said, target in ((64, 'stands where a folder should be', tmp_path / 'file/x'), (64, 'itself', built)):
         done = stage(built, target)
         assert done.returncode == status and said in done.stderr, done.stderr
     done = stage(tmp_path / 'nothing', tmp_path / 'x')

@@ -1,7 +1,11 @@
 """The program itself, on synthetic scenes with instances, against the official evaluator and across processes."""
 
 import json
+import os
+import pathlib
+import shutil
 import sys
+import tempfile
 import zipfile
 
 import numpy as np
@@ -12,6 +16,7 @@ from configs import default
 from data_prep import labels, records, synthetic_scene
 from launch import entry, files
 from tests import official, tiny, trees
+from tests.launch.test_files import AS_ROOT, as_nameless
 from unet.evaluation import instance_iou, submission
 from unet.inference import options
 
@@ -151,6 +156,24 @@ def test_a_model_of_all_ids_is_scored_both_ways_through_windows_scales_and_mirro
     assert result['scores']['eval/iou_all_ids/sky'] < 1 and 'eval/iou/sky' in result['scores']
     own, official_part = done.stdout.split('By the official rules:')
     assert 'unlabeled' in own and 'class ' in official_part and 'unlabeled' not in official_part
+
+
+@AS_ROOT
+def test_a_run_that_may_only_be_read_is_scored(scored, workdirs, data, tmp_path):
+    before = trees.contents(workdirs['train_ids'])
+    with tempfile.TemporaryDirectory() as open_to_all:  # which pytest's own folders are not
+        run = shutil.copytree(workdirs['train_ids'], pathlib.Path(open_to_all, 'run'))
+        for folder in (open_to_all, run):
+            os.chmod(folder, 0o755)
+        done = as_nameless(command(run, data))
+        assert done.returncode == entry.OK, done.stderr
+        assert done.stdout.splitlines()[-1] == scored[1].splitlines()[-1]
+        assert f'Not written: {run}/evaluate-validation.json: Permission denied' in done.stdout
+    done = tiny.run(command(workdirs['train_ids'], data, f'--output_dir={tmp_path / "new/scores"}'))
+    assert done.returncode == entry.OK, done.stderr
+    written = {path.name for path in (tmp_path / 'new/scores').iterdir()}
+    assert written == {'evaluate-validation.json', 'confusion-validation.png'}
+    assert trees.contents(workdirs['train_ids']) == before
 
 
 def test_submission_of_images_without_labels(workdirs, data, tmp_path):

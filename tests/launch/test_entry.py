@@ -1,12 +1,14 @@
+import errno
 import json
 import os
+import pathlib
 import re
 import subprocess
 import sys
 
 import pytest
 
-from launch import entry
+from launch import entry, files
 from tests import tiny
 
 
@@ -71,6 +73,107 @@ def test_short_work_ends_quietly_once_nobody_reads_it():
         timeout=60,
     )
     assert (done.returncode, done.stdout, done.stderr) == (entry.OK, '0\n', '')
+
+
+def write(path: pathlib.Path) -> None:
+    files.write_atomically(path, 'content')
+
+
+@pytest.mark.parametrize(
+    'call, name, status',
+    [
+        (write, 'none/file', entry.MISSING_INPUT),
+        (pathlib.Path.read_bytes, 'none', entry.MISSING_INPUT),
+        (pathlib.Path.mkdir, 'file/below', entry.BAD_USAGE),
+        (os.makedirs, 'file', entry.BAD_USAGE),
+        (write, 'folder', entry.BAD_USAGE),
+        (pathlib.Path.read_bytes, 'folder', entry.BAD_USAGE),
+        (os.makedirs, 'n' * 300, entry.BAD_USAGE),
+        (write, 'loop/file', entry.BAD_USAGE),
+        (pathlib.Path.write_bytes, '/proc/self/none', entry.MISSING_INPUT),
+    ],
+)
+def test_what_the_system_refuses_names_the_path_and_a_remedy(tmp_path, call, name, status):
+    (tmp_path / 'file').write_text('')
+    (tmp_path / 'folder').mkdir()
+    (tmp_path / 'loop').symlink_to('loop')
+    arguments = (b'',) if call is pathlib.Path.write_bytes else ()
+    with pytest.raises(OSError) as raised:
+        call(tmp_path / name, *arguments)
+    found = entry.as_user_error(raised.value)
+    assert found is not None and found.status == status
+    assert str(tmp_path / name) in str(found) and len(str(found).split('. ')) > 1 and '\n' not in str(found)
+    assert {path.name for path in tmp_path.iterdir()} == {'file', 'folder', 'loop'}  # nothing half written
+
+
+@pytest.mark.parametrize('length, status', [(100, entry.OK), (20_000, entry.NO_STORAGE)])
+def test_a_file_that_may_not_grow_is_named_and_leaves_nothing_behind(tmp_path, length, status):
+    done = outcome(
+        f'import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000)); from launch import files; '
+        f'files.write_atomically("{tmp_path}/file", "x" * {length})'
+    )
+    assert done.returncode == status, done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ['file'] * (not status)
+    assert not status or (f'{tmp_path}/file: ' in done.stderr and 'ulimit -f' in done.stderr)
+
+
+def test_without_a_temporary_folder_the_remedy_is_named():
+    done = outcome('import tempfile; tempfile._candidate_tempdir_list = lambda: ["/none"]; tempfile.mkdtemp()')
+    assert done.returncode == entry.MISSING_INPUT and 'Set TMPDIR' in done.stderr, done.stderr
+
+
+def test_errors_of_libraries_and_of_connections_are_bugs():
+    for error in (OSError('cannot identify image'), BrokenPipeError(errno.EPIPE, 'Broken pipe'), KeyError('x')):
+        assert entry.as_user_error(error) is None
+
+
+def test_what_tensorflow_passes_on_is_told_like_what_it_came_from(tmp_path):
+    import tensorflow as tf
+
+    (tmp_path / 'file').write_text('')
+    for call, path, status in (
+        (lambda: tf.io.read_file(f'{tmp_path}/none'), 'none', entry.MISSING_INPUT),
+        (lambda: tf.io.read_file(str(tmp_path)), '', entry.BAD_USAGE),
+        (lambda: tf.train.Checkpoint(x=tf.Variable(1)).write(f'{tmp_path}/file/x'), 'file', entry.BAD_USAGE),
+        (lambda: list(tf.data.TFRecordDataset(f'{tmp_path}/none')), 'none', entry.MISSING_INPUT),
+    ):
+        with pytest.raises(tf.errors.OpError) as raised:
+            call()
+        found = entry.as_user_error(raised.value)
+        assert found is not None and found.status == status
+        assert str(found).startswith(f'{tmp_path / path}: ')
+    with pytest.raises(tf.errors.OpError) as raised:
+        tf.reshape(tf.zeros([3]), [2])
+    assert entry.as_user_error(raised.value) is None
+
+
+@pytest.mark.parametrize('closed', ['>&-', '2>&-', '<&- >&- 2>&-'])
+def test_a_closed_stream_is_no_place_for_the_next_file(tmp_path, closed):
+    code = f"""
+from launch import entry, host
+def main():
+    file = open("{tmp_path}/file", "w")
+    host.ignore_broken_pipes()
+    print("a line", flush=True)
+    with host.quiet_import():
+        entry.log_error("another")
+    file.close()
+entry.run(main)
+"""
+    done = subprocess.run(['bash', '-c', f'"$0" -c "$1" {closed}', sys.executable, code], cwd=tiny.ROOT, timeout=60)
+    assert done.returncode == entry.OK
+    assert (tmp_path / 'file').read_text() == ''
+
+
+@pytest.mark.parametrize('encoding, shown', [('ascii', r'\u8def \xe9'), ('latin-1', '\\u8def é'), ('utf-8', '路 é')])
+def test_what_a_terminal_cannot_show_is_escaped(encoding, shown):
+    code = (
+        'from launch import entry\ndef main():\n  print("路 é")\n  raise entry.UserError(65, "路 é")\nentry.run(main)'
+    )
+    environ = os.environ | {'PYTHONIOENCODING': encoding}
+    done = subprocess.run([sys.executable, '-c', code], cwd=tiny.ROOT, env=environ, capture_output=True, timeout=60)
+    assert done.returncode == 65
+    assert shown in done.stdout.decode(encoding) and shown in done.stderr.decode(encoding)
 
 
 def test_a_bug_shows_its_traceback():

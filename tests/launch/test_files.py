@@ -46,6 +46,13 @@ def test_records_of_an_owner_without_a_name_are_read_and_staged(tmp_path, folder
     assert stage_tfrecords.stage(epath.Path(folder), target, [], leave_free=0, workers=1) == (0, 4, 0)
 
 
+def as_nameless(command: list[str]) -> subprocess.CompletedProcess:
+    as_user = ['setpriv', f'--reuid={NAMELESS}', f'--regid={NAMELESS}', '--clear-groups']
+    as_user += ['--inh-caps=+dac_read_search', '--ambient-caps=+dac_read_search']  # Python may lie in root's home
+    environ = os.environ | {'HOME': '/nowhere'}
+    return subprocess.run([*as_user, *command], cwd=tiny.ROOT, env=environ, capture_output=True, text=True)
+
+
 @AS_ROOT
 @pytest.mark.skipif(not shutil.which('setpriv'), reason='setpriv (util-linux) starts a process of another user')
 def test_a_user_without_a_name_or_a_home_trains(folder):
@@ -57,10 +64,6 @@ def test_a_user_without_a_name_or_a_home_trains(folder):
         records_folder = shutil.copytree(folder, pathlib.Path(open_to_all, 'records'))
         give_away(home)
         give_away(records_folder)
-        as_user = ['setpriv', f'--reuid={NAMELESS}', f'--regid={NAMELESS}', '--clear-groups']
-        as_user += ['--inh-caps=+dac_read_search', '--ambient-caps=+dac_read_search']  # Python may lie in root's home
-        command = tiny.train_command(home / 'run', records_folder, num_steps=2)
-        environ = os.environ | {'HOME': '/nowhere'}
-        done = subprocess.run([*as_user, *command], cwd=tiny.ROOT, env=environ, capture_output=True, text=True)
+        done = as_nameless(tiny.train_command(home / 'run', records_folder, num_steps=2))
         assert done.returncode == entry.OK, done.stderr
         assert (home / 'run/report.html').stat().st_uid == NAMELESS

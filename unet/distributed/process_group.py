@@ -54,8 +54,9 @@ class ProcessGroup:
     def __exit__(self, kind, error, traceback) -> None:
         status, why = entry.OK, ''
         if error is not None:
-            status = error.status if isinstance(error, entry.UserError) else entry.BUG
-            why = (str(error).splitlines() or [kind.__name__])[0]
+            ours = entry.as_user_error(error)
+            status = ours.status if ours else entry.BUG
+            why = (str(ours or error).splitlines() or [kind.__name__])[0]
         for other in self._links:
             self._send(other, {'bye': status, 'why': why})
         self._closed.set()

@@ -102,12 +102,13 @@ def check_and_zip(folder: str | os.PathLike, split: records.Split, table: labels
     archive = pathlib.Path(f'{os.path.normpath(folder)}.zip')
     unfinished = archive.with_name(f'.{archive.name}.{os.getpid()}.tmp')
     try:
-        with zipfile.ZipFile(unfinished, 'w', zipfile.ZIP_STORED) as file:  # PNGs are compressed already
-            for path in paths(folder, split):
-                file.write(path, path.name)
-        with unfinished.open('rb+') as file:
-            files.sync(file, archive)
-        unfinished.replace(archive)
+        with files.naming(archive):
+            with zipfile.ZipFile(unfinished, 'w', zipfile.ZIP_STORED) as file:  # PNGs are compressed already
+                for path in paths(folder, split):
+                    file.write(path, path.name)
+            with unfinished.open('rb+') as file:
+                files.sync(file, archive)
+            unfinished.replace(archive)
     finally:
         unfinished.unlink(missing_ok=True)
     return archive

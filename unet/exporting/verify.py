@@ -15,7 +15,7 @@ print(verify.write_saved_model(outputs_of, labels.CITYSCAPES, folder, images))
 import dataclasses
 import pathlib
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import numpy as np
 import tensorflow as tf
@@ -90,15 +90,18 @@ def write_saved_model(
     """
     unfinished = folder.with_name(f'.{folder.name}.unfinished')  # a server looks at numbered folders alone
     shutil.rmtree(unfinished, ignore_errors=True)
-    saved_model.save(saved_model.servable(outputs_of), table, unfinished)
-    loaded, _, _ = saved_model.load(unfinished)
+    try:
+        saved_model.save(saved_model.servable(outputs_of), table, unfinished)
+        loaded, _, _ = saved_model.load(unfinished)
 
-    def run(images: np.ndarray) -> dict[str, np.ndarray]:
-        return {name: tensor.numpy() for name, tensor in loaded(tf.constant(images)).items()}
+        def run(images: np.ndarray) -> dict[str, np.ndarray]:
+            return {name: tensor.numpy() for name, tensor in loaded(tf.constant(images)).items()}
 
-    found = compare(outputs_of, run, images)
-    _check('saved_model', found, lambda: shutil.rmtree(unfinished))
-    saved_model.put_in_place(unfinished, folder)
+        found = compare(outputs_of, run, images)
+        _check('saved_model', found)
+        saved_model.put_in_place(unfinished, folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
     size = sum(file.stat().st_size for file in folder.rglob('*') if file.is_file())
     return _line('saved_model', size, found, folder)
 
@@ -121,14 +124,13 @@ def write_file(
       UserError: BAD_DATA if the export does not agree with the model; nothing is then written.
     """
     found = compare(outputs_of, _RUN[kind](content), images)
-    _check(kind, found, lambda: None)
+    _check(kind, found)
     files.write_atomically(file, content)
     return _line(kind, len(content), found, file)
 
 
-def _check(kind: str, found: Agreement, remove: Callable[[], None]) -> None:
+def _check(kind: str, found: Agreement) -> None:
     if found.same < LEAST_AGREEMENT[kind] * found.pixels:
-        remove()
         raise entry.UserError(
             entry.BAD_DATA,
             f'{kind}: not written, since only {100 * found.same / found.pixels:.2f} % of the pixels get the class that '

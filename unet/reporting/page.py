@@ -59,8 +59,11 @@ def write_after(
 
     try:
         write([workdir], output, data_dir=data_dir, split=split, count=count, on_progress=go_on_unless_stopped)
-    except (entry.UserError, OSError, tf.errors.ResourceExhaustedError) as error:
-        logging.warning('%s: not written: %s', output, error)
+    except Exception as error:
+        reason = entry.as_user_error(error)
+        if reason is None and not isinstance(error, tf.errors.ResourceExhaustedError):
+            raise
+        logging.warning('%s: not written: %s', output, reason or error)
     else:
         print(f'Report: {output}', flush=True)
 

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-from launch import entry
+from launch import entry, files
 from unet.distributed import shutdown
 from unet.training.workdir import check_writable
 
@@ -49,7 +49,7 @@ def hold(workdir: str, check: Callable[[], None] = lambda: None) -> Iterator[Non
     }
     while True:
         try:
-            with path.open('x') as file:
+            with files.naming(path), path.open('x') as file:
                 json.dump(mine, file)
             break
         except FileExistsError:

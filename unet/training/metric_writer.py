@@ -43,7 +43,7 @@ class MetricsWriter:
           UserError: NO_STORAGE if they cannot be written.
         """
         line = {'step': step} | {k: float(v) if math.isfinite(v) else None for k, v in values.items()}
-        with self._path.open('a') as file:
+        with files.naming(self._path), self._path.open('a') as file:
             file.write(json.dumps(line) + '\n')
         try:
             with self._summaries.as_default():
