@@ -1,5 +1,6 @@
 """A whole build: scans the source, plans the shards, has them written, checks what they found, finishes the folder."""
 
+import collections
 import hashlib
 import time
 from collections.abc import Callable
@@ -32,6 +33,8 @@ def build(
     """
     started, data_dir = time.monotonic(), epath.Path(settings.data_dir)
     found = cityscapes_layout.scan(settings.source, annotations, folders)
+    if len(classes := labels.classes(settings.table)) == 1:
+        print(f'Note: {classes[0].name} is the only class that is scored: {labels.ONE_CLASS}')
     for warning in found.warnings:
         print(f'Note: {warning}')
     if not settings.skip_bad:
@@ -99,7 +102,30 @@ def _check_notes(splits: dict[str, list[dict]], settings: shards.Settings) -> li
             cityscapes_layout.raise_problems(settings.source, [f'{name}: none of its pairs can be used.', *problems])
     if not settings.skip_bad:
         cityscapes_layout.raise_problems(settings.source, problems)
+    _check_masks([note for name, part in splits.items() if name != 'test' for note in part], settings)
     return problems
+
+
+def _check_masks(notes: list[dict], settings: shards.Settings) -> None:
+    """Says how many pixels are void by the value 255, which no entry of the label table mentions.
+
+    Raises:
+      UserError: BAD_DATA if one id is left besides: of masks that mark a class by 255, that class would be void.
+    """
+    pixels: collections.Counter[str] = collections.Counter()
+    for note in notes:
+        pixels.update(note['class_pixels'])
+    void = pixels.pop(str(labels.IGNORED), 0)
+    if not void:
+        return
+    share = f'{100 * void / (void + pixels.total()):.1f} % of the pixels'
+    if len(pixels) == 1 and len(settings.table) > 1:
+        masks = f'the labels hold {next(iter(pixels))} and 255 alone, and 255 is void: {share}.'
+        remedy = (
+            'Are these masks that mark a class by 255? Save them with the id that the label table gives that class.'
+        )
+        cityscapes_layout.raise_problems(settings.source, [f'{masks} {remedy}'])
+    print(f'Note: 255 is void, since the label table scores all its ids: {share}')
 
 
 def _print_summary(manifest: dict, settings: shards.Settings, converted: int, seconds: float) -> None:

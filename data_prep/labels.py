@@ -15,6 +15,9 @@ from launch import entry
 
 IGNORED = 255  # the train id of everything that is neither trained nor scored
 FILE = 'labels.json'
+ONE_CLASS = (
+    'whatever is predicted is right, so that the loss is 0 and mIoU 100 %. Give the background a train id of its own.'
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,11 +110,19 @@ def id_of_train_id(table: Table) -> np.ndarray:
 
 
 def void_ids(table: Table) -> list[int]:
-    """Returns the ids that stand for no class. The first is the one for pixels that nothing is known of: `unlabeled` or
-    the smallest that is ignored, or 255 if the table scores all its ids."""
+    """Returns the ids that stand for no class: to the builder, the loss and the scorer alike.
+
+    The first is the one for pixels that nothing is known of: `unlabeled`, or the smallest that is ignored. Where a
+    table scores all its ids it is 255, as in the files of VOC.
+    """
     ignored = sorted(label.id for label in table if label.ignored)
     unlabeled = [label.id for label in table if label.ignored and label.name == 'unlabeled']
     return list(dict.fromkeys([*unlabeled, *ignored])) or [IGNORED]
+
+
+def known_ids(table: Table) -> set[int]:
+    """Returns the ids that labels may hold: those of the table and of void."""
+    return {label.id for label in table} | set(void_ids(table))
 
 
 def colors(table: Table) -> np.ndarray:
@@ -144,22 +155,17 @@ def read(path: epath.PathLike) -> Table:
         return entry.UserError(entry.BAD_DATA, f'{path}: {problem}')
 
     try:
-        rows = json.loads(path.read_text())['labels']
+        rows = list(json.loads(path.read_bytes().decode('utf-8-sig'))['labels'])
     except (ValueError, KeyError, TypeError) as error:
         raise refuse(f'not a label table: expected {{"labels": [...]}} ({error})') from error
-    known = {field.name for field in dataclasses.fields(Label)}
     table = []
     for number, row in enumerate(rows, 1):
         try:
-            label = Label(**{key: value for key, value in row.items() if key in known})
-            color: Any = tuple(int(value) for value in label.color)
-            label = dataclasses.replace(label, color=color)
-            usable = 0 <= label.id < 255 and 0 <= label.train_id <= 255 and len(label.color) == 3
-        except (TypeError, ValueError, AttributeError) as error:
-            raise refuse(f'entry {number} needs id, name, train_id and color: {error}') from error
-        if not usable or not all(0 <= value <= 255 for value in label.color):
-            raise refuse(f'entry {number} ({label.name}): id is 0..254, train_id 0..255, color three values 0..255')
-        table.append(label)
+            table.append(_label(row))
+        except (ValueError, TypeError) as error:
+            raise refuse(f'entry {number} ({json.dumps(row, ensure_ascii=False)}): {error}') from error
+    if 0 < max((value for label in table for value in label.color), default=0) <= 1:
+        raise refuse('colours go from 0 to 255, and these from 0 to 1: multiply them by 255')
     columns: dict[str, list[Any]] = {'id': [label.id for label in table], 'name': [label.name for label in table]}
     for what, values in columns.items():
         twice = sorted({value for value in values if values.count(value) > 1})
@@ -169,3 +175,32 @@ def read(path: epath.PathLike) -> Table:
     if not trained or sorted(trained) != list(range(len(trained))):
         raise refuse(f'the train ids that are not 255 must be 0..K-1, each once; found {trained}')
     return tuple(table)
+
+
+def _label(row: Any) -> Label:
+    """The label of an entry of the file. Raises ValueError or TypeError if it is not as it should be."""
+    if not isinstance(row, dict):
+        raise ValueError('must be an object with id, name, train_id and color')
+    if missing := [name for name in ('id', 'name', 'train_id', 'color') if name not in row]:
+        raise ValueError(f'needs id, name, train_id and color; has no {", ".join(missing)}')
+    if not isinstance(row['name'], str) or not row['name'].strip():
+        raise ValueError('name must be a text')
+    if _whole_number(row['id'], 'id') == IGNORED:
+        raise ValueError('id is 0..254; leave 255 out: it is void where a table scores all its ids')
+    color = tuple(_whole_number(value, 'each of three values of color') for value in row['color'])
+    if len(color) != 3:
+        raise ValueError('color must be three values 0..255')
+    return Label(
+        _whole_number(row['id'], 'id'),
+        row['name'],
+        _whole_number(row['train_id'], 'train_id'),
+        color,
+        str(row.get('category') or ''),
+        bool(row.get('has_instances')),
+    )
+
+
+def _whole_number(value: Any, what: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | float) or value not in range(256):
+        raise ValueError(f'{what} must be a whole number 0..255, not {value!r}')
+    return int(value)

@@ -49,7 +49,7 @@ class Settings:
     @functools.cached_property
     def known(self) -> set[int]:
         """Returns the ids that label files may hold."""
-        return {label.id for label in self.table} | {self.void[0]}
+        return labels.known_ids(self.table)
 
 
 @dataclasses.dataclass(frozen=True)

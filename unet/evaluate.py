@@ -235,10 +235,9 @@ def _score(
     counts: 'accumulator.Counts', split: 'records.Split', checkpoint: str, learnt: str, table: 'labels.Table'
 ) -> _Scored:
     """Computes the scores from the counts of all images."""
-    from data_prep import labels
     from unet.evaluation import accumulator, metrics, predict_split
 
-    confusion = predict_split.as_matrix(counts.pairs, split, labels.num_ids(table))
+    confusion = predict_split.as_matrix(counts.pairs, split, table)
     scores = accumulator.scores(counts, confusion, table)
     if learnt == 'label_ids':
         own = metrics.iou_of_all_ids(confusion, table)

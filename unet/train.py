@@ -274,7 +274,7 @@ def _evaluator(
                     joined.strategy,
                     predict,
                     split,
-                    num_ids=labels.num_ids(table),
+                    table,
                     batch=config.eval.batch,
                     jit_compile=jit_compile,
                     on_progress=on_progress,

@@ -34,6 +34,26 @@ def test_a_table_survives_its_file(tmp_path):
     assert labels.read(tmp_path / 'labels.json') == labels.CITYSCAPES
 
 
+@pytest.mark.parametrize('encoding', ['utf-8', 'utf-8-sig'])
+def test_numbers_and_texts_may_be_written_as_other_programs_do(tmp_path, encoding):
+    rows = json.loads(labels.to_json(labels.CITYSCAPES))['labels']
+    for row in rows:
+        row |= {'id': float(row['id']), 'train_id': float(row['train_id']), 'color': list(map(float, row['color']))}
+    rows[7] |= {'name': '道路', 'category': None, 'has_instances': None}
+    (tmp_path / 'labels.json').write_text(json.dumps({'labels': rows}, ensure_ascii=False), encoding=encoding)
+    table = labels.read(tmp_path / 'labels.json')
+    assert table[8:] == labels.CITYSCAPES[8:] and isinstance(labels.num_ids(table), int)
+    assert table[7] == labels.Label(7, '道路', 0, (128, 64, 128))
+
+
+@pytest.mark.parametrize('content', [b'', b'[]', b'{}', b'7', b'{"labels": 7}', b'{"labels": null}', b'\xff\xfe{'])
+def test_what_is_no_table_is_refused(tmp_path, content):
+    (tmp_path / 'labels.json').write_bytes(content)
+    with pytest.raises(entry.UserError, match='not a label table') as failure:
+        labels.read(tmp_path / 'labels.json')
+    assert failure.value.status == entry.BAD_DATA
+
+
 @pytest.mark.parametrize(
     'change, text',
     [
@@ -42,6 +62,20 @@ def test_a_table_survives_its_file(tmp_path):
         (lambda rows: rows[7].update(train_id=5), '0..K-1'),
         (lambda rows: rows[0].pop('name'), 'needs id, name'),
         (lambda rows: rows[0].update(color=[1, 2]), 'color'),
+        (lambda rows: rows[0].update(color=[1, 2, 0.5]), 'color must be a whole number 0..255, not 0.5'),
+        (lambda rows: [row.update(color=[value / 255 > 0.5 for value in row['color']]) for row in rows], 'not False'),
+        (lambda rows: [row.update(color=[1.0 * (value > 99) for value in row['color']]) for row in rows], 'multiply'),
+        (lambda rows: rows[0].update(name=None), 'name must be a text'),
+        (lambda rows: rows[0].update(name=' '), 'name must be a text'),
+        (lambda rows: rows[0].update(id=7.5), '7.5'),
+        (lambda rows: rows[0].update(id='7'), "'7'"),
+        (lambda rows: rows[0].update(id=float('nan')), 'nan'),
+        (lambda rows: rows[0].update(id=255), 'leave 255 out'),
+        (lambda rows: rows[0].update(train_id=None), 'train_id must be a whole number'),
+        (lambda rows: rows[0].update(train_id=-1), 'not -1'),
+        (lambda rows: rows.insert(0, None), 'entry 1'),
+        (lambda rows: rows.insert(0, 'road'), 'entry 1'),
+        (lambda rows: rows.clear(), '0..K-1'),
     ],
 )
 def test_an_unusable_table_is_refused(tmp_path, change, text):

@@ -4,7 +4,7 @@ import pytest
 import tensorflow as tf
 
 from configs.validation import output_size
-from data_prep import records
+from data_prep import labels, records
 from launch import entry
 from tests import tiny
 from unet.evaluation import predict_split
@@ -49,7 +49,7 @@ def test_seven_images_on_any_devices_and_batch_are_scored_as_one_by_one(tmp_path
         with strategy.scope():
             copy = unet.build_unet(unet.Architecture(34, width=2, depth=3))
             copy.set_weights(model.get_weights())
-        found = predict_split.confusion_of_split(strategy, predictor(copy), split, num_ids=34, batch=batch)
+        found = predict_split.confusion_of_split(strategy, predictor(copy), split, labels.CITYSCAPES, batch=batch)
         np.testing.assert_array_equal(found, expected)
 
 
@@ -66,7 +66,7 @@ def test_a_model_is_traced_once_and_scored_with_the_weights_of_the_moment(tmp_pa
 
     for weights in (copy.get_weights(), model.get_weights()):
         copy.set_weights(weights)
-        found = predict_split.confusion_of_split(strategy, predict, split, num_ids=34, batch=1)
+        found = predict_split.confusion_of_split(strategy, predict, split, labels.CITYSCAPES, batch=1)
         np.testing.assert_array_equal(found, confusion_one_by_one(eager, split))
         assert len(traces) == 1
 
@@ -75,14 +75,14 @@ def test_unlabelled_images_and_unknown_ids_are_refused(tmp_path, model, mirrored
     folder = tiny.write_folder(tmp_path / 'test', labelled=False, test=tiny.scenes(2))
     with pytest.raises(entry.UserError, match='without labels'):
         predict_split.confusion_of_split(
-            mirrored(1), predictor(model), records.read_split(folder, 'test'), num_ids=34, batch=1
+            mirrored(1), predictor(model), records.read_split(folder, 'test'), labels.CITYSCAPES, batch=1
         )
     image, label = tiny.scene((16, 16), 0)
     label[0, :5] = 255
     folder = tiny.write_folder(tmp_path / 'ids', validation=[(image, label)])
     with pytest.raises(entry.UserError, match='5 pixels with label ids of 34'):
         predict_split.confusion_of_split(
-            mirrored(1), predictor(model), records.read_split(folder, 'validation'), num_ids=34, batch=1
+            mirrored(1), predictor(model), records.read_split(folder, 'validation'), labels.CITYSCAPES, batch=1
         )
 
 
@@ -92,7 +92,13 @@ def test_a_request_to_stop_breaks_off_after_the_batch(tmp_path, model, mirrored)
     predict = predictor(model)
     with pytest.raises(predict_split.Interrupted):
         predict_split.confusion_of_split(
-            mirrored(1), predict, split, num_ids=34, batch=1, on_progress=done.append, stop=lambda: len(done) >= 2
+            mirrored(1),
+            predict,
+            split,
+            labels.CITYSCAPES,
+            batch=1,
+            on_progress=done.append,
+            stop=lambda: len(done) >= 2,
         )
     assert len(done) < 5
 

@@ -77,6 +77,7 @@ def before_training(
     yield _png_reader()
     yield _data(data_dir)
     yield _labelled(split, eval_split)
+    yield _classes(table)
     yield _workers(split, cluster.rank_and_count(strategy)[1])
     yield _crop(config.data.crop, config.data.scale, config.data.resize, split)
     yield batch(config, replicas)
@@ -132,6 +133,19 @@ def _labelled(*splits: records.Split) -> Check:
         f'none of images of {", ".join(bare)}' if bare else 'of every image',
         'Name splits with labels in config.data.train_splits and config.data.eval_split.',
         entry.BAD_DATA,
+    )
+
+
+def _classes(table: labels.Table) -> Check:
+    classes = labels.classes(table)
+    return Check(
+        'classes',
+        len(classes) > 1,
+        f'{len(classes)} scored of {len(table)} label ids'
+        if len(classes) > 1
+        else f'{classes[0].name} alone is scored',
+        f'{labels.ONE_CLASS[0].upper()}{labels.ONE_CLASS[1:]}',
+        entry.OK,
     )
 
 

@@ -1,7 +1,7 @@
 """What is counted over the images of a split, and all scores that follow from it.
 
     counts = accumulator.merge([accumulator.count_image('ulm_000000_000019', truth, prediction, table)], table)
-    confusion = predict_split.as_matrix(counts.pairs, split, labels.num_ids(table))
+    confusion = predict_split.as_matrix(counts.pairs, split, table)
     scores = accumulator.scores(counts, confusion, table)       # {'eval/miou': 0.71, ...}
 
 Scores are not means over images: whoever scores a split, on however many processes, merges the counts of all images

@@ -2,7 +2,7 @@
 
     for example, truth, prediction in predict_split.predictions(strategy, predict, split, batch=1):
         ...                                     # uint8 [h, w] each, on the host
-    confusion = predict_split.confusion_of_split(strategy, predict, split, num_ids=34, batch=1)
+    confusion = predict_split.confusion_of_split(strategy, predict, split, table, batch=1)
 
 Each process sees its own share of the examples; the confusion matrix is the sum over all of them.
 """
@@ -16,7 +16,7 @@ from typing import TypeVar
 import numpy as np
 import tensorflow as tf
 
-from data_prep import records
+from data_prep import labels, records
 from launch import entry, host
 from unet.data import input_pipeline
 from unet.distributed import cluster
@@ -132,8 +132,8 @@ def confusion_of_split(
     strategy: tf.distribute.Strategy,
     predict: Callable[[tf.Tensor], tf.Tensor],
     split: records.Split,
+    table: labels.Table,
     *,
-    num_ids: int,
     batch: int,
     jit_compile: bool = False,
     on_progress: Callable[[int], None] = lambda examples: None,
@@ -143,7 +143,7 @@ def confusion_of_split(
 
     Args:
       strategy, predict, split, batch, jit_compile, stop: see `predictions`.
-      num_ids: n, one more than the largest label id.
+      table: the label table; n is its `labels.num_ids`.
       on_progress: called after each example with the number of examples done, as far as this process knows.
 
     Returns:
@@ -151,16 +151,17 @@ def confusion_of_split(
 
     Raises:
       Interrupted: after a request to stop.
-      UserError: BAD_DATA if the split has images without labels, or label ids of `num_ids` and above.
+      UserError: BAD_DATA if the split has images without labels, or label ids that are not in the table.
     """
     check_labelled(split)
+    num_ids = labels.num_ids(table)
     counts = np.zeros(num_ids * num_ids + 1, np.int64)
     _, processes = cluster.rank_and_count(strategy)
     found = predictions(strategy, predict, split, batch=batch, jit_compile=jit_compile, stop=stop)
     for done, (_, truth, prediction) in enumerate(found, 1):
         counts += metrics.count_pairs(truth, prediction, num_ids)
         on_progress(min(done * processes, len(split)))
-    return as_matrix(_sum_over_processes(strategy, counts), split, num_ids)
+    return as_matrix(_sum_over_processes(strategy, counts), split, table)
 
 
 def check_labelled(split: records.Split) -> None:
@@ -174,25 +175,26 @@ def check_labelled(split: records.Split) -> None:
         )
 
 
-def as_matrix(counts: np.ndarray, split: records.Split, num_ids: int) -> np.ndarray:
+def as_matrix(counts: np.ndarray, split: records.Split, table: labels.Table) -> np.ndarray:
     """Makes the confusion matrix of a split of its counts, and checks that they are complete.
 
     Args:
       counts: int64 [n * n + 1], the sum of `metrics.count_pairs` over all examples.
       split: the split.
-      num_ids: n, one more than the largest label id.
+      table: the label table; n is its `labels.num_ids`.
 
     Returns:
-      int64 [n, n], rows true ids, columns predicted ids.
+      int64 [n, n], rows true ids, columns predicted ids; without the pixels whose true id is 255, where that is void.
 
     Raises:
-      UserError: BAD_DATA if the split holds label ids of `num_ids` and above.
+      UserError: BAD_DATA if the split holds label ids of n and above that are not void.
       AssertionError: if not every pixel of every example was counted once.
     """
+    num_ids = labels.num_ids(table)
     pixels = int((split.height.astype(np.int64) * split.width).sum())
     if counts.sum() != pixels:
         raise AssertionError(f'counted {counts.sum()} pixels of {pixels}')
-    if counts[-1]:
+    if counts[-1] and labels.IGNORED not in labels.void_ids(table):
         raise entry.UserError(
             entry.BAD_DATA,
             f'split {split.name!r} holds {counts[-1]:,} pixels with label ids of {num_ids} and above, which are '
