@@ -128,6 +128,17 @@ def validate(config: ConfigDict, fields: Mapping[str, Field]) -> list[str]:
     return problems or _problems_between(config)
 
 
+def problems_of_types(values: Mapping[str, Value], fields: Mapping[str, Field]) -> list[str]:
+    """Says which values, by dotted name, are not of their field's type, as in a file that was edited by hand."""
+    sections = {name.rpartition('.')[0] for name in fields}
+    problems = [f'{name}={value!r} instead of fields' for name, value in values.items() if name in sections]
+    for name, field in fields.items():
+        kind = type(field.default)
+        if type(values[name]) is not kind and not (kind is float and type(values[name]) is int):
+            problems.append(f'{name}={values[name]!r}, which is no {kind.__name__}')
+    return problems
+
+
 def _malformed(value: Value, default: Value) -> str:
     """What is wrong with the form of a value, whatever its bounds; '' if nothing is."""
     of_names = isinstance(default, tuple) and default and isinstance(default[0], str)

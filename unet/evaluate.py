@@ -250,10 +250,11 @@ def _write(scored: _Scored, inference: options.InferenceOptions) -> OSError | No
     from data_prep import labels
     from launch import files
     from unet.reporting import confusion_plot, draw
-    from unet.training import train_log
+    from unet.training import checkpoint, train_log
 
     result = {
         'checkpoint': scored.checkpoint,
+        'checkpoint_sha256': checkpoint.digest(scored.checkpoint),
         'data_dir': _DATA_DIR.value,
         'split': scored.split,
         'images': len(scored.counts.images),

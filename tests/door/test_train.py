@@ -156,7 +156,7 @@ def test_what_a_run_cannot_go_on_with_leaves_it_as_it_was(tmp_path, data_dir):
     assert again.returncode == 0 and again.stdout.splitlines()[-1] == first.stdout.splitlines()[-1], again.stderr
     (tmp_path / 'config.json').write_text(config[:100])
     damaged = tiny.run(command)
-    assert damaged.returncode == entry.BAD_DATA and 'config.json: not JSON' in damaged.stderr
+    assert damaged.returncode == entry.BAD_DATA and 'config.json: not the config of a run' in damaged.stderr
     (tmp_path / 'config.json').unlink()
     assert tiny.run(command).returncode == 0 and (tmp_path / 'config.json').read_text() == config
     below = tiny.run(tiny.train_command(tmp_path / 'config.json/run', data_dir))

@@ -94,28 +94,22 @@ def _read(folder: str, name: str, split: str) -> Run:
         config_fields=validation.flatten(config),
         config_json=json.dumps(config.to_dict(), indent=2),
         table=labels.read(root / labels.FILE),
-        metrics=_read_metrics(root / workdir.METRICS_FILE),
-        evaluation=_read_evaluation(root / f'evaluate-{split}.json', path),
+        metrics=workdir.read_metrics(root),
+        evaluation=read_evaluation(root / f'evaluate-{split}.json', path),
         checkpoint=path,
     )
 
 
-def _read_metrics(file: pathlib.Path) -> list[dict[str, float | None]]:
-    lines = []
-    if file.exists():
-        for text in file.read_text().splitlines():
-            try:
-                lines.append(json.loads(text))
-            except ValueError:  # the last line of a run that was killed while it wrote
-                break
-    return lines
+def read_evaluation(file: pathlib.Path, path: str | None) -> dict | None:
+    """Returns the result of unet.evaluate, if it is of that checkpoint and not of one that had its name before.
 
-
-def _read_evaluation(file: pathlib.Path, path: str | None) -> dict | None:
-    """The result of unet.evaluate, if it is of that checkpoint and not of one that had its name before."""
+    An evaluation that older code wrote does not say which checkpoint it is of; it must be younger than that.
+    """
     if path is None or not file.exists():
         return None
     result = files.read_json(file)
+    if 'checkpoint_sha256' in result:
+        return result if result['checkpoint_sha256'] == checkpoint.digest(path) else None
     same = pathlib.Path(result['checkpoint']).parts[-2:] == pathlib.Path(path).parts[-2:]
     return result if same and file.stat().st_mtime >= os.path.getmtime(path + '.index') else None
 

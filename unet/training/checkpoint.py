@@ -7,6 +7,7 @@ A checkpoint is written under a temporary name, flushed to disk and renamed; the
 `tf.train.latest_checkpoint` reads, is replaced last.
 """
 
+import hashlib
 import os
 import pathlib
 import re
@@ -18,6 +19,7 @@ from absl import logging
 from launch import entry, files
 
 _UNFINISHED = '.unfinished'
+_NAME = re.compile(r'ckpt-(0|[1-9]\d*)\.index')  # others that a user may have put there are left alone
 
 
 def save(directory: str, checkpoint: tf.train.Checkpoint, *, step: int, keep: int) -> str:
@@ -53,7 +55,13 @@ def save(directory: str, checkpoint: tf.train.Checkpoint, *, step: int, keep: in
 
 def list_newest_first(directory: str | pathlib.Path) -> list[int]:
     """Returns the steps of the checkpoints in a folder, the newest first."""
-    return sorted((int(file.stem.split('-')[1]) for file in pathlib.Path(directory).glob('ckpt-*.index')), reverse=True)
+    names = (_NAME.fullmatch(file.name) for file in pathlib.Path(directory).glob('ckpt-*.index'))
+    return sorted((int(name[1]) for name in names if name), reverse=True)
+
+
+def digest(path: str) -> str:
+    """Returns the SHA-256 of a checkpoint's index, which holds the checksum of each of its tensors."""
+    return hashlib.sha256(pathlib.Path(f'{path}.index').read_bytes()).hexdigest()
 
 
 def restore(directory: str, checkpoint: tf.train.Checkpoint) -> str | None:

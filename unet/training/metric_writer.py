@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from data_prep import tfrecord
 from launch import entry, files
-from unet.training.workdir import METRICS_FILE, TENSORBOARD
+from unet.training.workdir import METRICS_FILE, TENSORBOARD, read_metrics
 
 
 class MetricsWriter:
@@ -24,8 +24,8 @@ class MetricsWriter:
     def __init__(self, workdir: str, *, last_step: int):
         self._path = pathlib.Path(workdir) / METRICS_FILE
         if self._path.exists():
-            kept = [line for line in self._path.read_text().splitlines(True) if _step_of(line) <= last_step]
-            files.write_atomically(self._path, ''.join(kept))
+            kept = [line for line in read_metrics(workdir) if line['step'] <= last_step]
+            files.write_atomically(self._path, ''.join(json.dumps(line) + '\n' for line in kept))
         events = pathlib.Path(workdir) / TENSORBOARD
         for file in events.glob('events.out.tfevents.*'):
             _cut_events(file, last_step)
@@ -58,13 +58,6 @@ class MetricsWriter:
                 f"{self._path.parent}: TensorBoard's events could not be written ({error.message.splitlines()[0]}). "
                 'The checkpoints are whole: free some space and run the same command again.',
             ) from error
-
-
-def _step_of(line: str) -> float:
-    try:
-        return json.loads(line)['step']
-    except ValueError:  # the last line of a run that was killed while it wrote
-        return math.inf
 
 
 def _cut_events(file: pathlib.Path, last_step: int) -> None:

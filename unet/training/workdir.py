@@ -5,6 +5,7 @@ workdir.write_config('runs/cityscapes', config)
 workdir.last_scores('runs/cityscapes')['eval/miou']
 """
 
+import contextlib
 import json
 import math
 import os
@@ -87,23 +88,41 @@ def read_config(workdir: str) -> ConfigDict:
             entry.MISSING_INPUT, f'{workdir}: no run here (it has no {CONFIG}). Pass the --workdir of unet.main.'
         )
     try:
-        written = ConfigDict(json.loads(path.read_text()))
-    except ValueError as error:
+        written = json.loads(path.read_bytes().decode('utf-8-sig'))
+        if not isinstance(written, dict):
+            raise ValueError('no JSON object')
+        values, notes = validation.bring_up_to_date(validation.flatten(ConfigDict(written)), default.FIELDS)
+        if wrong := validation.problems_of_types(values, default.FIELDS):
+            raise ValueError('; '.join(wrong))
+    except (ValueError, TypeError) as error:
         raise entry.UserError(
             entry.BAD_DATA,
-            f'{path}: not JSON ({error}). Remove it and run unet.main with the same config again: it writes it anew.',
+            f'{path}: not the config of a run ({error}). Remove it and run unet.main with the same config again: it '
+            'writes it anew.',
         ) from error
-    values, notes = validation.bring_up_to_date(validation.flatten(written), default.FIELDS)
     for note in notes:
         print(f'{path}: {note}', file=sys.stderr, flush=True)
     return validation.nested(values)
 
 
+def read_metrics(workdir: str | pathlib.Path) -> list[dict[str, float | None]]:
+    """Returns the lines of metrics.jsonl in the order they were written, each with its 'step'.
+
+    Lines that are damaged are left out: a run that was killed while it wrote, or a disk, leaves such.
+    """
+    path, lines = pathlib.Path(workdir) / METRICS_FILE, []
+    for text in path.read_bytes().splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError, TypeError, KeyError, OverflowError):
+            line = json.loads(text)
+            line['step'] = int(line['step'])
+            lines.append(line)
+    return lines
+
+
 def last_scores(workdir: str) -> dict[str, float]:
     """Returns the scores of the run's last evaluation, from metrics.jsonl; empty if there was none."""
-    scores, path = {}, pathlib.Path(workdir) / METRICS_FILE
-    for line in path.read_text().splitlines() if path.exists() else ():
-        values = json.loads(line)
-        if 'eval/miou' in values:
-            scores = {name: math.nan if value is None else value for name, value in values.items() if name != 'step'}
+    scores = {}
+    for line in read_metrics(workdir):
+        if 'eval/miou' in line:
+            scores = {name: math.nan if value is None else value for name, value in line.items() if name != 'step'}
     return scores
