@@ -154,6 +154,9 @@ def encode_image(encoded: bytes, name: str, encoding: Encoding) -> EncodedImage:
     image = decode(encoded)
     kind, size = image.format, (image.height, image.width)
     rgb, converted_from = _as_rgb(image)
+    if kind == 'PNG' and encoded[24] == 16:
+        rgb, converted_from = rgb.copy(), '16-bit RGB'
+        png.check_16_bits(max(highest for _, highest in rgb.getextrema()))
     if encoding.size not in (None, size):
         rgb = rgb.resize(encoding.size[::-1], Image.Resampling.BOX)
     wanted = kind if encoding.image_format == 'source' else encoding.image_format.upper()
@@ -165,7 +168,7 @@ def encode_image(encoded: bytes, name: str, encoding: Encoding) -> EncodedImage:
 def _as_rgb(image: Image.Image) -> tuple[Image.Image, str | None]:
     """The image itself if it is RGB, else converted, and then what it was."""
     if image.mode == 'RGB':
-        return image, '16-bit RGB' if image.format == 'PNG' and image.info.get('bits') == 16 else None
+        return image, None
     if image.mode in ('RGBA', 'LA', 'PA') or 'transparency' in image.info:
         alpha = image.convert('RGBA').getchannel('A')
         if alpha.getextrema()[0] < 255:

@@ -16,7 +16,7 @@ import zlib
 
 import numpy as np
 from isal import isal_zlib
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 try:
     import data_prep._png as _png  # compiled when the package is installed
@@ -39,7 +39,10 @@ SLOW_READER_REMEDY = (
 _HEADER = struct.Struct('>II5B')  # width, height, depth, colour type, compression, filter method, interlace
 _PLAIN = {1: (8, 0, 0, 0, 0), 3: (8, 2, 0, 0, 0)}  # what the header ends with by channels: 8-bit grey, 8-bit RGB
 _LARGEST_RATIO = 1032  # of inflated to compressed bytes, https://zlib.net/zlib_tech.html
-_PILLOW_ERRORS = (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError, zlib.error)
+_MOST_PIXELS = 1 << 28  # of an image that is decoded as a whole: 768 MiB in RGB
+_PILLOW_ERRORS = (UnidentifiedImageError, OSError, SyntaxError, ValueError, zlib.error)
+
+Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit takes an aerial photograph of 200 megapixels for an attack
 
 
 def is_compiled() -> bool:
@@ -84,10 +87,44 @@ def decode(encoded: bytes | memoryview) -> Image.Image:
     """
     try:
         image = Image.open(io.BytesIO(encoded), formats=('PNG', 'JPEG'))
+        check_pixels(image)
         image.load()
     except _PILLOW_ERRORS as error:
         raise ValueError(str(error)) from error
     return image
+
+
+def check_pixels(image: Image.Image) -> None:
+    """Raises ValueError if an opened image has more pixels than are read."""
+    if image.width * image.height > _MOST_PIXELS:
+        raise ValueError(
+            f'it has {image.width}x{image.height} pixels, and up to {_MOST_PIXELS / 1e6:.0f} megapixels are read: '
+            'cut it into tiles'
+        )
+
+
+def has_16_bits(image: ImageFile.ImageFile) -> bool:
+    """Says whether an opened image, whose pixels were not read yet, has 16 bits per channel."""
+    return any(';16' in str(tile[3]) for tile in image.tile)
+
+
+def check_16_bits(brightest: int) -> None:
+    """Checks that an image of 16 bits per channel makes use of them: the upper 8 alone are kept.
+
+    Cameras of 10 to 14 bits often leave the upper ones empty, and scientific ones nearly all: such an image would be
+    nearly black.
+
+    Args:
+      brightest: the largest of the upper 8 bits of any channel.
+
+    Raises:
+      ValueError: if that is below a quarter of full scale.
+    """
+    if brightest < 64:
+        raise ValueError(
+            f'has 16 bits per channel and fills {8 + int(brightest).bit_length()} of them: it would be nearly black. '
+            'Stretch it to all 16 bits, or save it with 8.'
+        )
 
 
 def read_window(encoded: bytes | memoryview, window: tuple[int, int, int, int], *, channels: int) -> np.ndarray:

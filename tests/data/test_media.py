@@ -3,6 +3,7 @@
 import pathlib
 
 import av
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -44,6 +45,24 @@ def test_every_kind_of_image_becomes_the_same_pixels(tmp_path):
     assert problems == [] and len(found) == 7
     for name, pixels in found.items():
         np.testing.assert_array_equal(pixels, np.repeat(grey[..., None], 3, -1), err_msg=name)
+
+
+@pytest.mark.parametrize('suffix', ['png', 'tif'])
+@pytest.mark.parametrize('shape', [(24, 40), (24, 40, 3), (9, 7, 4)], ids=['grey', 'RGB', 'RGBA'])
+def test_16_bits_are_read_where_they_are_used_and_refused_where_it_would_be_dark(tmp_path, suffix, shape):
+    values = np.random.default_rng(0).integers(0, 1 << 16, shape, np.uint16)
+    for bits in (16, 15, 14, 12, 10, 8):
+        cv2.imwrite(str(tmp_path / f'{bits}.{suffix}'), values >> (16 - bits))
+    found, problems = read(tmp_path)
+    assert sorted(found) == ['15', '16']
+    assert [f'fills {bits} of them' in line for bits, line in zip((10, 12, 14, 8), problems, strict=True)] == [True] * 4
+    np.testing.assert_array_equal(found['16'][..., 0], (values if values.ndim == 2 else values[..., 2]) >> 8)
+
+
+def test_an_aerial_photograph_is_an_image(tmp_path):
+    Image.new('1', (20_000, 9_000), 1).save(tmp_path / 'aerial.png')
+    found, problems = read(tmp_path)
+    assert not problems and found['aerial'].shape == (9_000, 20_000, 3) and found['aerial'][-1, -1].all()
 
 
 def test_files_that_cannot_be_read_are_named_and_cost_nothing_else(tmp_path):

@@ -3,6 +3,7 @@
 import io
 import os
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -49,6 +50,11 @@ def flip(at):
     return lambda content: content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
 
 
+def sixteen_bits(used: int) -> bytes:
+    values = np.random.default_rng(0).integers(0, 1 << used, (HEIGHT, WIDTH, 3), np.uint16)
+    return cv2.imencode('.png', values)[1].tobytes()
+
+
 PICTURE = tiny.scene(trees.SIZE, 1)[0]
 TRAIN_IDS = np.where(np.arange(HEIGHT * WIDTH).reshape(trees.SIZE) % 7, 18, 255).astype(np.uint8)
 TRANSPARENT = np.dstack([PICTURE, np.full(trees.SIZE, 9, np.uint8)])
@@ -70,6 +76,8 @@ BAD = {
     'text': (replace(IMAGE, b'<html>Please log in</html>'), IMAGE, 'neither PNG nor JPEG'),
     'JPEG under a PNG name': (replace(IMAGE, encoded(PICTURE, 'RGB', 'JPEG')), IMAGE, 'JPEG bytes under a PNG name'),
     'transparent image': (replace(IMAGE, tiny.png(TRANSPARENT)), IMAGE, 'transparent pixels'),
+    '12 bits in 16': (replace(IMAGE, sixteen_bits(12)), IMAGE, 'fills 12 of them'),
+    '8 bits in 16': (replace(IMAGE, sixteen_bits(8)), IMAGE, 'fills 8 of them'),
     '16-bit grey image': (replace(IMAGE, tiny.png(np.zeros(trees.SIZE, np.uint16))), IMAGE, '16-bit grey'),
     'palette label': (replace(LABEL, encoded(PICTURE, 'P')), LABEL, '8-bit palette'),
     'colour label': (replace(LABEL, tiny.png(PICTURE)), LABEL, 'colour rendering: use labelIds'),
@@ -175,6 +183,21 @@ def test_images_that_are_read_without_doubt_become_rgb(tmp_path, capfd, array, m
     stored = Image.open(io.BytesIO(records.read_example(split, split.image_ids.index('x_1'))['image_left']))
     assert stored.mode == 'RGB'
     assert (np.asarray(stored) == np.asarray(Image.fromarray(array).convert(mode).convert('RGB'))).all()
+
+
+@pytest.mark.parametrize('used', [15, 16])
+def test_16_bits_become_8(tmp_path, capfd, used):
+    source = trees.write_tree(tmp_path / 'source', {'train': ['x_1', 'x_2']})
+    replace(IMAGE, sixteen_bits(used))(source)
+    trees.build_here(source, tmp_path / 'records')
+    assert '1 16-bit RGB image(s) converted to RGB' in capfd.readouterr().out
+    split = records.read_split(tmp_path / 'records', 'train')
+    stored = cv2.imdecode(
+        np.frombuffer(records.read_example(split, split.image_ids.index('x_1'))['image_left'], np.uint8),
+        cv2.IMREAD_UNCHANGED,
+    )
+    expected = cv2.imdecode(np.frombuffer(sixteen_bits(used), np.uint8), cv2.IMREAD_UNCHANGED)
+    np.testing.assert_array_equal(stored, (expected >> 8).astype(np.uint8))
 
 
 def test_files_that_do_not_belong_are_passed_over(tmp_path):

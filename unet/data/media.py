@@ -20,13 +20,14 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from PIL import Image, ImageOps
 
+from data_prep import png
 from launch import entry, host
 
 IMAGES = ('.png', '.jpg', '.jpeg', '.webp', '.bmp', '.tif', '.tiff', '.ppm')
 VIDEOS = ('.mp4', '.m4v', '.mov', '.avi', '.mkv', '.webm', '.mpg', '.mpeg')
 
-# Pillow and PyAV raise these for what is wrong with a file: not an image, cut off, damaged, too large to be meant.
-_READ_ERRORS = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+# Pillow and PyAV raise these for what is wrong with a file: not an image, cut off, damaged.
+_READ_ERRORS = (OSError, ValueError, SyntaxError)
 
 
 def find(patterns: Iterable[str], *, leave_out: Iterable[pathlib.Path] = ()) -> dict[str, pathlib.Path]:
@@ -128,16 +129,22 @@ def read_image(file: pathlib.Path) -> np.ndarray:
     """Reads an image file as uint8 [h, w, 3], turned upright by its EXIF orientation; its alpha is ignored.
 
     Raises:
-      OSError, ValueError, SyntaxError, Image.DecompressionBombError: if it is not a whole image.
+      OSError, ValueError, SyntaxError: if it is not a whole image.
     """
     with Image.open(file) as image:
+        png.check_pixels(image)
+        deep = png.has_16_bits(image)
         image = ImageOps.exif_transpose(image)
         if image.mode.startswith('I;16'):  # which convert() would clip at 255
             grey = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
-            return np.repeat(grey[..., None], 3, axis=-1)
-        if image.mode in ('I', 'F'):
+            pixels = np.repeat(grey[..., None], 3, axis=-1)
+        elif image.mode in ('I', 'F'):
             raise ValueError(f'its pixels are {image.mode!r}, 32 bits of unknown range; save it with 8 or 16 bits')
-        return np.asarray(image.convert('RGB'))
+        else:
+            pixels = np.asarray(image.convert('RGB'))
+        if deep:
+            png.check_16_bits(pixels.max())
+        return pixels
 
 
 def _is_video(file: pathlib.Path) -> bool:
