@@ -183,8 +183,8 @@ def _label(row: Any) -> Label:
         raise ValueError('must be an object with id, name, train_id and color')
     if missing := [name for name in ('id', 'name', 'train_id', 'color') if name not in row]:
         raise ValueError(f'needs id, name, train_id and color; has no {", ".join(missing)}')
-    if not isinstance(row['name'], str) or not row['name'].strip():
-        raise ValueError('name must be a text')
+    if not isinstance(row['name'], str) or not row['name'].strip() or not row['name'].isprintable():
+        raise ValueError('name must be a text of one line')
     if _whole_number(row['id'], 'id') == IGNORED:
         raise ValueError('id is 0..254; leave 255 out: it is void where a table scores all its ids')
     color = tuple(_whole_number(value, 'each of three values of color') for value in row['color'])

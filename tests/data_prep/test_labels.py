@@ -67,6 +67,7 @@ def test_what_is_no_table_is_refused(tmp_path, content):
         (lambda rows: [row.update(color=[1.0 * (value > 99) for value in row['color']]) for row in rows], 'multiply'),
         (lambda rows: rows[0].update(name=None), 'name must be a text'),
         (lambda rows: rows[0].update(name=' '), 'name must be a text'),
+        (lambda rows: rows[0].update(name='a\tb'), 'name must be a text'),
         (lambda rows: rows[0].update(id=7.5), '7.5'),
         (lambda rows: rows[0].update(id='7'), "'7'"),
         (lambda rows: rows[0].update(id=float('nan')), 'nan'),

@@ -8,8 +8,10 @@ Shares are of the true class, so that rare classes are seen as well as others.
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 
 from data_prep import labels
+from unet.reporting import fonts
 
 _WRITTEN = 0.005  # shares below this are left blank
 _DARK = 0.5  # shares above this are written in white
@@ -26,7 +28,9 @@ def draw(confusion: np.ndarray, shown: labels.Table, title: str) -> np.ndarray:
     ids = [label.id for label in shown]
     rows = confusion[ids]
     counts = np.concatenate([rows[:, ids], rows.sum(1, keepdims=True) - rows[:, ids].sum(1, keepdims=True)], 1)
-    columns = [label.name for label in shown] + ['any other']
+    file = fonts.find([title, *(label.name for label in shown)])
+    names, font = fonts.names(shown, file), FontProperties(fname=file)
+    columns = [*names, 'any other']
     if not counts[:, -1].any():
         counts, columns = counts[:, :-1], columns[:-1]
     pixels = counts.sum(1, keepdims=True)
@@ -38,11 +42,12 @@ def draw(confusion: np.ndarray, shown: labels.Table, title: str) -> np.ndarray:
     axes = figure.subplots()
     image = axes.imshow(np.where(pixels > 0, shares, np.nan), cmap='Blues', vmin=0, vmax=1)
     axes.set_facecolor('0.93')  # rows of classes that do not occur
-    axes.set_xticks(range(len(columns)), columns, rotation=90)
-    axes.set_yticks(range(len(ids)), [label.name for label in shown])
+    axes.set_xticks(range(len(columns)), columns, rotation=90, font=font, parse_math=False)
+    axes.set_yticks(range(len(ids)), names, font=font, parse_math=False)
     axes.set_xlabel('predicted')
     axes.set_ylabel('true')
-    axes.set_title(title, wrap=True)
+    title = title if fonts.can_draw(title, file) else title.encode('ascii', 'backslashreplace').decode()
+    axes.set_title(title.replace('$', r'\$'), wrap=True, font=font, fontsize='large')  # which is no formula
     for row, column in np.argwhere(shares >= _WRITTEN):
         share = shares[row, column]
         color = 'white' if share > _DARK else 'black'

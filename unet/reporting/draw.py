@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from data_prep import labels, records
 from launch import files
 from unet.data import samples
+from unet.reporting import fonts
 
 _OPACITY = 0.5  # of the colours in an overlay
 _GAP = 4  # pixels between pictures
@@ -55,10 +56,11 @@ def with_legend(picture: np.ndarray, label_ids: np.ndarray, table: labels.Table)
     entries = [label for label in table if label.id in present]
     width = picture.shape[1]
     line = max(18, width // 100)  # pixels: readable when a large picture is seen as a whole
-    font = ImageFont.load_default(line * 0.6)
+    file = fonts.find(label.name for label in entries)
+    names, font = fonts.names(tuple(entries), file), ImageFont.truetype(file, line * 0.55)
     places, x, y = [], _GAP, _GAP
-    for label in entries:
-        length = line + int(font.getlength(label.name)) + 3 * _GAP
+    for name in names:
+        length = line + int(font.getlength(name)) + 3 * _GAP
         if x > _GAP and x + length > width:
             x, y = _GAP, y + line
         places.append((x, y))
@@ -66,9 +68,9 @@ def with_legend(picture: np.ndarray, label_ids: np.ndarray, table: labels.Table)
     legend = Image.new('RGB', (width, y + line), 'white')
     drawing = ImageDraw.Draw(legend)
     square = line * 2 // 3
-    for label, (x, y) in zip(entries, places, strict=True):
+    for label, name, (x, y) in zip(entries, names, places, strict=True):
         drawing.rectangle((x, y, x + square, y + square), fill=label.color, outline='black')
-        drawing.text((x + line, y + square / 2), label.name, fill='black', font=font, anchor='lm')
+        drawing.text((x + line, y + square / 2), name, fill='black', font=font, anchor='lm')
     return np.concatenate([picture, np.asarray(legend)])
 
 
