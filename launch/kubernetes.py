@@ -78,7 +78,7 @@ def main(arguments: list[str]) -> int:
     folder = launch_record.begin(_record_dir(spec.workdir))
     text, names = _render(spec, gpus, folder.name)
     manifest = folder / 'manifest.yaml'
-    manifest.write_text(text)
+    manifest.write_text(text, encoding='utf-8')
     launch = {
         'launcher': 'kubernetes',
         'job': ','.join(names),

@@ -21,6 +21,7 @@ def check_complete(data_dir: epath.PathLike) -> epath.Path:
 
     Raises:
       UserError: MISSING_INPUT if there is no dataset, BAD_DATA if its build has not finished.
+      PermissionError: if the folder may not be read.
     """
     data_dir = epath.Path(data_dir)
     if (data_dir / PLAN).exists():
@@ -29,13 +30,15 @@ def check_complete(data_dir: epath.PathLike) -> epath.Path:
             f'{data_dir}: its build has not finished. Run the same python -m data_prep.build_tfrecords again: it goes '
             'on where it stopped.',
         )
-    if not (data_dir / DATASET_INFO).exists():
+    try:
+        files.stat(data_dir / DATASET_INFO)  # a folder that may not be read is another matter
+    except (FileNotFoundError, NotADirectoryError):
         there = 'has no ' + DATASET_INFO if data_dir.exists() else 'is not there'
         raise entry.UserError(
             entry.MISSING_INPUT,
             f'{data_dir}: no dataset here (the folder {there}). Pass --data_dir, or make it with '
             f'python -m data_prep.build_tfrecords --cityscapes_dir=... --data_dir={data_dir}',
-        )
+        ) from None
     return data_dir
 
 

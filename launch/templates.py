@@ -44,11 +44,15 @@ def render(template: str | os.PathLike[str], variables: Mapping[str, object]) ->
     )
     environment.filters |= {'shell': shell, 'yaml': to_yaml}
     try:
-        text = template.read_text()
+        text = template.read_text('utf-8')
     except OSError as error:
         raise entry.UserError(
             entry.MISSING_INPUT,
             f'--template={template}: {error.strerror}. Those that come with the launchers are in {TEMPLATES}.',
+        ) from error
+    except UnicodeDecodeError as error:
+        raise entry.UserError(
+            entry.BAD_USAGE, f'--template={template}: is not UTF-8 ({error}). Save it as such.'
         ) from error
     try:
         return environment.from_string(text).render(variables)

@@ -115,13 +115,16 @@ def _checks(
 
 
 def _attempt(name: str, found: str, call: Callable[[], object]) -> 'checks.Check':
-    """The check that a call raises no UserError."""
+    """The check that a call raises no UserError, and that the system refuses nothing."""
     from unet.diagnostics import checks
 
     try:
         call()
-    except entry.UserError as error:
-        return checks.Check(name, False, str(error), status=error.status)
+    except Exception as error:
+        refused = entry.as_user_error(error)
+        if refused is None:
+            raise
+        return checks.Check(name, False, str(refused), status=refused.status)
     return checks.Check(name, True, found)
 
 

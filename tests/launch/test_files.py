@@ -7,11 +7,13 @@ import subprocess
 import tempfile
 
 import pytest
+import tensorflow as tf
 from etils import epath
 
 from data_prep import records, stage_tfrecords
 from launch import entry, files
 from tests import tiny
+from unet.training import checkpoint
 
 NAMELESS = 4242
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason='only root gives files and processes another owner')
@@ -20,6 +22,14 @@ AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason='only root gives files an
 @pytest.fixture
 def folder(tmp_path):
     return tiny.write_folder(tmp_path / 'records', train=tiny.scenes(4), validation=tiny.scenes(2, seed=1))
+
+
+@pytest.fixture
+def open_to_all():
+    """A folder that other users reach too, unlike pytest's own."""
+    with tempfile.TemporaryDirectory() as path:
+        os.chmod(path, 0o755)
+        yield pathlib.Path(path)
 
 
 def give_away(folder: pathlib.Path) -> None:
@@ -54,16 +64,43 @@ def as_nameless(command: list[str]) -> subprocess.CompletedProcess:
 
 
 @AS_ROOT
+def test_what_may_not_be_read_is_not_taken_for_missing(open_to_all, folder):
+    """A run that has begun would begin anew, and records would be said not to be there."""
+    folder, run = shutil.copytree(folder, open_to_all / 'records'), open_to_all / 'run'
+    contents = tf.train.Checkpoint(value=tf.Variable(1.0))
+    path = checkpoint.save(str(run), contents, step=1, keep=1)
+    cases = [
+        (run, lambda: checkpoint.list_newest_first(run)),
+        (pathlib.Path(f'{path}.index'), lambda: checkpoint.restore(str(run), contents)),
+        (pathlib.Path(f'{path}.data-00000-of-00001'), lambda: checkpoint.restore(str(run), contents)),
+        (folder, lambda: records.read_split(folder, 'train')),
+        (folder / records.DATASET_INFO, lambda: records.read_split(folder, 'train')),
+        (folder / records.index_file('train'), lambda: records.read_split(folder, 'train')),
+    ]
+    for closed, read in cases:
+        read()
+        mode = closed.stat().st_mode
+        closed.chmod(0)
+        os.seteuid(NAMELESS)
+        try:
+            with pytest.raises(PermissionError) as raised:
+                read()
+        finally:
+            os.seteuid(0)
+        found = entry.as_user_error(raised.value)
+        assert found.status == entry.BAD_USAGE and str(closed) in str(found)
+        closed.chmod(mode)
+
+
+@AS_ROOT
 @pytest.mark.skipif(not shutil.which('setpriv'), reason='setpriv (util-linux) starts a process of another user')
-def test_a_user_without_a_name_or_a_home_trains(folder):
+def test_a_user_without_a_name_or_a_home_trains(open_to_all, folder):
     """As the user of the project's image does: a number, whose home may not be written to."""
-    with tempfile.TemporaryDirectory() as open_to_all:  # which pytest's own folders are not
-        os.chmod(open_to_all, 0o755)
-        home = pathlib.Path(open_to_all, 'home')
-        home.mkdir()
-        records_folder = shutil.copytree(folder, pathlib.Path(open_to_all, 'records'))
-        give_away(home)
-        give_away(records_folder)
-        done = as_nameless(tiny.train_command(home / 'run', records_folder, num_steps=2))
-        assert done.returncode == entry.OK, done.stderr
-        assert (home / 'run/report.html').stat().st_uid == NAMELESS
+    home = open_to_all / 'home'
+    home.mkdir()
+    records_folder = shutil.copytree(folder, open_to_all / 'records')
+    give_away(home)
+    give_away(records_folder)
+    done = as_nameless(tiny.train_command(home / 'run', records_folder, num_steps=2))
+    assert done.returncode == entry.OK, done.stderr
+    assert (home / 'run/report.html').stat().st_uid == NAMELESS

@@ -7,6 +7,7 @@ A checkpoint is written under a temporary name, flushed to disk and renamed; the
 `tf.train.latest_checkpoint` reads, is replaced last.
 """
 
+import contextlib
 import hashlib
 import os
 import pathlib
@@ -54,8 +55,17 @@ def save(directory: str, checkpoint: tf.train.Checkpoint, *, step: int, keep: in
 
 
 def list_newest_first(directory: str | pathlib.Path) -> list[int]:
-    """Returns the steps of the checkpoints in a folder, the newest first."""
-    names = (_NAME.fullmatch(file.name) for file in pathlib.Path(directory).glob('ckpt-*.index'))
+    """Returns the steps of the checkpoints in a folder, the newest first; none if there is no such folder.
+
+    Raises:
+      OSError: if it may not be read, which must not be taken for a run that has not begun.
+    """
+    try:
+        names = map(_NAME.fullmatch, os.listdir(directory))
+    except (FileNotFoundError, NotADirectoryError):
+        if os.path.exists(directory):
+            raise
+        return []
     return sorted((int(name[1]) for name in names if name), reverse=True)
 
 
@@ -95,11 +105,15 @@ def restore_path(path: str, checkpoint: tf.train.Checkpoint) -> None:
 
     Raises:
       UserError: MISSING_INPUT if it is not there, BAD_DATA if it is damaged or of another model.
+      PermissionError: if it may not be read, which TensorFlow takes for missing.
     """
     if not os.path.exists(path + '.index'):
         raise entry.UserError(
             entry.MISSING_INPUT, f'{path}: no such checkpoint. Pass best, latest, or the path of one (without .index).'
         )
+    for file in (f'{path}.index', f'{path}.data-00000-of-00001'):
+        with contextlib.suppress(FileNotFoundError), open(file, 'rb'):
+            pass
     try:
         status = checkpoint.read(path).expect_partial()  # what is not asked for, e.g. slots, is left alone
         status.assert_existing_objects_matched()
