@@ -87,9 +87,15 @@ def read_label_table(data_dir: epath.PathLike) -> labels.Table:
 
 
 def read_manifest(data_dir: epath.PathLike) -> dict | None:
-    """Reads the folder's manifest; None for a folder that TFDS built."""
+    """Reads the folder's manifest; None for a folder that TFDS built. Raises UserError BAD_DATA if it is damaged."""
     path = epath.Path(data_dir) / MANIFEST
-    return files.read_json(path) if path.exists() else None
+    if not path.exists():
+        return None
+    manifest = files.read_json(path)
+    with _as_written(data_dir, MANIFEST):
+        for key in ('flags', 'source', 'splits', 'files'):
+            manifest[key].items()
+    return manifest
 
 
 def class_pixels(data_dir: epath.PathLike, splits: tuple[str, ...]) -> np.ndarray | None:
@@ -98,10 +104,24 @@ def class_pixels(data_dir: epath.PathLike, splits: tuple[str, ...]) -> np.ndarra
     if manifest is None:
         return None
     pixels = np.zeros(256, np.int64)
-    for split in splits:
-        for label_id, count in manifest['splits'][split]['class_pixels'].items():
-            pixels[int(label_id)] += count
+    with _as_written(data_dir, MANIFEST):
+        for split in splits:
+            for label_id, count in manifest['splits'][split]['class_pixels'].items():
+                pixels[int(label_id)] += count
     return pixels
+
+
+@contextlib.contextmanager
+def _as_written(data_dir: epath.PathLike, file: str) -> Iterator[None]:
+    """Raises UserError BAD_DATA where the block does not find in a JSON file what it looks for."""
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        raise entry.UserError(
+            entry.BAD_DATA,
+            f'{os.path.join(data_dir, file)}: is not as it was written ({error!r}). Copy the folder again, or build it '
+            'again.',
+        ) from error
 
 
 def check_files(data_dir: epath.Path, manifest: dict) -> list[str]:
@@ -110,14 +130,16 @@ def check_files(data_dir: epath.Path, manifest: dict) -> list[str]:
     Their content is left to data_prep.verify_tfrecords.
     """
     problems = []
-    for name, digest in manifest['files'].items():
+    with _as_written(data_dir, MANIFEST):
+        digests = dict(manifest['files'])
+        expected = {shard['file']: shard['bytes'] for split in manifest['splits'].values() for shard in split['shards']}
+        there = {path.name for path in data_dir.glob(f'{manifest["name"]}-*.tfrecord-*')}
+    for name, digest in digests.items():
         path = data_dir / name
         if not path.exists():
             problems.append(f'{name}: missing. Copy the folder again, or build it again.')
         elif hashlib.sha256(path.read_bytes()).hexdigest() != digest:
             problems.append(f'{name}: differs from its digest. Copy the folder again, or build it again.')
-    expected = {shard['file']: shard['bytes'] for split in manifest['splits'].values() for shard in split['shards']}
-    there = {path.name for path in data_dir.glob(f'{manifest["name"]}-*.tfrecord-*')}
     problems += [f'{name}: missing. Copy it again.' for name in sorted(expected.keys() - there)]
     problems += [f'{name}: not in the manifest. Remove it.' for name in sorted(there - expected.keys())]
     for name in sorted(there & expected.keys()):
@@ -139,6 +161,11 @@ def read_split(data_dir: epath.PathLike, names: str) -> Split:
       UserError: MISSING_INPUT if there is no such folder or split, BAD_DATA if folder, index and shards do not agree.
     """
     data_dir = check_complete(data_dir)
+    with _as_written(data_dir, index_file(names)):
+        return _read_split(data_dir, names)
+
+
+def _read_split(data_dir: epath.Path, names: str) -> Split:
     sizes = split_sizes(data_dir)
     paths, rows, shard_of = [], [], []
     for name in names.split('+'):

@@ -274,6 +274,12 @@ def as_user_error(error: BaseException) -> UserError | None:
     return UserError(status, f'{said}. {remedy}')
 
 
+def reason_of(error: Exception) -> str:
+    """Returns what an error of TensorFlow says in its first line, without the names that it gives to operations."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return re.sub(r'{{.*?}} | \[Op:.*$', '', line)[:300]
+
+
 def _os_error_of_tensorflow(error: BaseException) -> OSError | None:
     """What the system said, where TensorFlow passes it on: `<path>; No space left on device [Op:SaveV2]`, or
     `<path> is not a directory`."""

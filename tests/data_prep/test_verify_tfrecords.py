@@ -3,8 +3,9 @@ import shutil
 import sys
 
 import pytest
+from etils import epath
 
-from data_prep import images, verification
+from data_prep import images, records, stage_tfrecords, verification
 from launch import entry, record_folder
 from tests import tiny, trees
 
@@ -39,6 +40,22 @@ def test_whole_folder_passes(folder):
 def test_encoded_folder_is_compared_with_an_encoding_of_its_source(folder, tmp_path, encoding):
     trees.build_here(folder / 'source', tmp_path / 'records', encoding=encoding)
     assert verification.check(tmp_path / 'records', str(folder / 'source'), 1)
+
+
+@pytest.mark.parametrize('file', ['index-train.json', 'manifest.json', 'dataset_info.json'])
+@pytest.mark.parametrize('content', ['', '{}', '[]', '7', 'null', '{"shards": [{}]}', '{"splits": 7}'])
+def test_a_file_of_the_folder_that_is_something_else_is_named(folder, tmp_path, file, content):
+    data_dir = shutil.copytree(folder / 'records', tmp_path / 'records')
+    (data_dir / file).write_text(content)
+    reads = [
+        lambda: (records.read_split(data_dir, 'train'), records.class_pixels(data_dir, ('train',))),
+        lambda: verification.check(data_dir, None, 1),
+        lambda: stage_tfrecords.stage(epath.Path(data_dir), tmp_path / 'staged', [], leave_free=0, workers=1),
+    ]
+    for read in reads[:2] if file == 'index-train.json' else reads:  # which is copied as it is
+        with pytest.raises(entry.UserError, match=file) as failure:
+            read()
+        assert failure.value.status in (entry.BAD_DATA, entry.MISSING_INPUT)
 
 
 def test_every_flipped_byte_is_found(folder, tmp_path):

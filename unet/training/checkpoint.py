@@ -36,7 +36,7 @@ def save(directory: str, checkpoint: tf.train.Checkpoint, *, step: int, keep: in
         shutil.rmtree(unfinished, ignore_errors=True)
         raise entry.UserError(
             entry.NO_STORAGE,
-            f'{folder}: the checkpoint of step {step} could not be written ({error.message.splitlines()[0]}). '
+            f'{folder}: the checkpoint of step {step} could not be written ({entry.reason_of(error)}). '
             'Those before it are whole: free some space and run the same command again.',
         ) from error
     for file in sorted(unfinished.iterdir()):  # the data before the index that makes it a checkpoint
@@ -118,7 +118,7 @@ def restore_path(path: str, checkpoint: tf.train.Checkpoint) -> None:
         status = checkpoint.read(path).expect_partial()  # what is not asked for, e.g. slots, is left alone
         status.assert_existing_objects_matched()
     except (tf.errors.OpError, ValueError, AssertionError, IndexError, RuntimeError) as error:
-        reason = re.sub(r'\{\{.*?\}\} ', '', str(error).strip().splitlines()[0])[:300]
+        reason = entry.reason_of(error)
         if isinstance(error, ValueError | AssertionError):
             reason = f'it is of another model: {reason}'
         raise entry.UserError(entry.BAD_DATA, f'{path}: cannot be restored ({reason}).') from error

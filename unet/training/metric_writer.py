@@ -27,6 +27,7 @@ class MetricsWriter:
             kept = [line for line in read_metrics(workdir) if line['step'] <= last_step]
             files.write_atomically(self._path, ''.join(json.dumps(line) + '\n' for line in kept))
         events = pathlib.Path(workdir) / TENSORBOARD
+        events.mkdir(parents=True, exist_ok=True)
         for file in events.glob('events.out.tfevents.*'):
             _cut_events(file, last_step)
         self._summaries = tf.summary.create_file_writer(str(events))
@@ -55,7 +56,7 @@ class MetricsWriter:
         except tf.errors.OpError as error:  # a full disk has several names there
             raise entry.UserError(
                 entry.NO_STORAGE,
-                f"{self._path.parent}: TensorBoard's events could not be written ({error.message.splitlines()[0]}). "
+                f"{self._path.parent}: TensorBoard's events could not be written ({entry.reason_of(error)}). "
                 'The checkpoints are whole: free some space and run the same command again.',
             ) from error
 
