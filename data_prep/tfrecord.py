@@ -20,8 +20,7 @@ from typing import IO
 import google_crc32c
 from etils import epath
 
-from launch import entry
-from launch.files import is_remote
+from launch import entry, files
 
 HEADER = struct.Struct('<QI')  # length of the data, masked CRC-32C of those 8 bytes
 FOOTER = struct.Struct('<I')  # masked CRC-32C of the data
@@ -149,12 +148,13 @@ def _opened(path: str) -> IO[bytes]:
 
 def read_at(path: str, offset: int, size: int) -> bytes:
     """Reads up to `size` bytes at `offset`; local files stay open for all threads, those read most recently."""
-    if is_remote(path):
+    if files.is_remote(path):
         with epath.Path(path).open('rb') as file:
             file.seek(offset)
             return file.read(size)
     file = _opened(path)  # held while it is read: another thread may evict it
-    return os.pread(file.fileno(), size, offset)
+    with files.naming(path):
+        return os.pread(file.fileno(), size, offset)
 
 
 def read_record(path: str, offset: int, length: int) -> bytes:
@@ -164,7 +164,7 @@ def read_record(path: str, offset: int, length: int) -> bytes:
       UserError: BAD_DATA if the shard does not hold an intact record of that length there.
     """
     end = offset + HEADER.size + length
-    if is_remote(path):  # one request
+    if files.is_remote(path):  # one request
         block = read_at(path, offset, end + FOOTER.size - offset)
         header, data, footer = block[: HEADER.size], block[HEADER.size :][:length], block[HEADER.size + length :]
     else:  # megabytes that need not be copied

@@ -77,3 +77,21 @@ def test_a_limit_on_the_size_of_files_is_told_at_once(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_fails_later_is_named(tmp_path, monkeypatch):
+    def fails(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    shapes = np.array([[3, 4]])
+    load = cache.on_disk(
+        lambda _: (np.zeros((3, 4, 3), np.uint8), np.zeros((3, 4, 1), np.uint8)), shapes, str(tmp_path)
+    )
+    for call in (os.pwrite, os.preadv):
+        monkeypatch.setattr(os, call.__name__, fails)
+        with pytest.raises(OSError) as raised:
+            load(0)
+        found = entry.as_user_error(raised.value)
+        assert found.status == entry.NO_STORAGE and str(found).startswith(f'{tmp_path}: ')
+        monkeypatch.undo()
+        load(0)

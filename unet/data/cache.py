@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from launch import entry
+from launch import entry, files
 
 Load = Callable[[int], tuple[np.ndarray, np.ndarray]]  # example -> image uint8 [h, w, 3], label uint8 [h, w, 1]
 
@@ -66,6 +66,7 @@ def on_disk(load: Load, shapes: np.ndarray, folder: str) -> Load:
         ) from error
     written = np.zeros(len(shapes), bool)
 
+    @files.naming(folder)
     def cached(example: int) -> tuple[np.ndarray, np.ndarray]:
         first, last = int(ends[example] - sizes[example]), int(ends[example])
         if not written[example]:
@@ -83,7 +84,7 @@ def on_disk(load: Load, shapes: np.ndarray, folder: str) -> Load:
         while view:
             done = os.preadv(file.fileno(), [view], last - len(view))
             if not done:
-                raise OSError(errno.EIO, f'{folder}: the cache of decoded examples ends too early')
+                raise OSError(errno.EIO, 'the cache of decoded examples ends too early')
             view = view[done:]
         border = height * width * 3
         return pixels[:border].reshape(height, width, 3), pixels[border:].reshape(height, width, 1)
