@@ -122,10 +122,16 @@ def _prepare_streams() -> None:
 
 def _exit(status: int) -> NoReturn:
     """Ends the program without TensorFlow's clean-up, which waits for its threads, for up to a minute."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _drop_output()
+    except OSError as error:  # what was printed last is lost
+        log_error(f'stdout: {error.strerror}. Free some space or mend the storage, then run again.')
+        status = status or NO_STORAGE
+        _drop_output()
     if 'tensorflow' not in sys.modules:
         sys.exit(status)
-    with contextlib.suppress(BrokenPipeError):
-        sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
 
@@ -149,14 +155,14 @@ def _parse_flags(argv: list[str], *, forwards: bool) -> list[str]:
         hint = '; what the program is to get stands after --' if forwards else ''
         log_error(f'{error} (--help lists the flags{hint})')
         sys.exit(BAD_USAGE)
-    except UserError as error:
-        log_error(str(error))
-        sys.exit(error.status)
     except (AttributeError, KeyError, TypeError, ValueError) as error:  # ml_collections: a misspelt field, a wrong type
         log_error(f'--config: {config_mistake(error)}')
         sys.exit(BAD_USAGE)
-    except Exception:  # the config file is a program of the user's: show where it fails
-        traceback.print_exc()
+    except Exception as error:
+        if refused := as_user_error(error):
+            log_error(str(refused))
+            sys.exit(refused.status)
+        traceback.print_exc()  # the config file is a program of the user's: show where it fails
         log_error('--config: the file above could not be loaded')
         sys.exit(BAD_CONFIG)
     if rest[1:]:

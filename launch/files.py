@@ -117,8 +117,12 @@ def sync(file: IO[bytes], path: epath.PathLike) -> None:
         os.fsync(file.fileno())
 
 
-def read_json(path: epath.PathLike) -> dict[str, Any]:
+def read_json(path: epath.PathLike, remedy: str = 'Build the folder again.') -> dict[str, Any]:
     """Reads a JSON file.
+
+    Args:
+      path: the file.
+      remedy: what to do if it is damaged.
 
     Raises:
       UserError: BAD_DATA if it does not hold JSON.
@@ -127,4 +131,4 @@ def read_json(path: epath.PathLike) -> dict[str, Any]:
     try:
         return json.loads(path.read_text('utf-8'))
     except ValueError as error:
-        raise entry.UserError(entry.BAD_DATA, f'{path}: not JSON ({error}). Build the folder again.') from error
+        raise entry.UserError(entry.BAD_DATA, f'{path}: not JSON ({error}). {remedy}') from error

@@ -147,6 +147,23 @@ def test_what_tensorflow_passes_on_is_told_like_what_it_came_from(tmp_path):
     assert entry.as_user_error(raised.value) is None
 
 
+@pytest.mark.parametrize('flag', ['--help', '--seed=1'])
+def test_output_that_finds_no_room_is_one_line(flag):
+    code = 'from absl import flags\nfrom launch import entry\nflags.DEFINE_integer("seed", 0, "")\n'
+    code += 'entry.run(lambda: print("a line"))'
+    with open('/dev/full', 'w') as full:
+        done = subprocess.run(
+            [sys.executable, '-c', code, flag],
+            cwd=tiny.ROOT,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+        )
+    assert done.returncode == entry.NO_STORAGE and len(done.stderr.splitlines()) == 1, done.stderr
+    assert 'No space left on device' in done.stderr
+
+
 @pytest.mark.parametrize('closed', ['>&-', '2>&-', '<&- >&- 2>&-'])
 def test_a_closed_stream_is_no_place_for_the_next_file(tmp_path, closed):
     code = f"""

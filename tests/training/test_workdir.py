@@ -71,7 +71,17 @@ def test_what_is_no_config_is_refused(tmp_path, content):
 
 @pytest.mark.parametrize(
     'damage',
-    [b'{"step": 2, "eval/miou": 0.\xff}', b'{"step": 2, "ev', b'\0\0\0\0', b'[7]', b'7', b'{"step": null}', b'{}'],
+    [
+        b'{"step": 2, "eval/miou": 0.\xff}',
+        b'{"step": 2, "ev',
+        b'\0\0\0\0',
+        b'[7]',
+        b'7',
+        b'{"step": 2, "eval/miou": "x"}',
+        b'{"step": Infinity}',
+        b'{"step": null}',
+        b'{}',
+    ],
 )
 def test_damaged_lines_of_the_metrics_are_left_out(tmp_path, damage):
     lines = [b'{"step": 1, "eval/miou": 0.5}', damage, b'{"step": 3, "eval/miou": null}', b'{"step": 9}']
@@ -109,7 +119,8 @@ def test_an_evaluation_belongs_to_its_checkpoint_whatever_their_times(tmp_path):
     """`cp -r` dates the files of a run anew, in any order."""
     contents = tf.train.Checkpoint(value=tf.Variable(1.0))
     path, file = checkpoint.save(str(tmp_path), contents, step=1, keep=1), tmp_path / 'evaluate-validation.json'
-    written = {'checkpoint': path, 'checkpoint_sha256': checkpoint.digest(path)}
+    written = dict.fromkeys(('images', 'scores', 'scores_of_images', 'confusion'))
+    written |= {'checkpoint': path, 'checkpoint_sha256': checkpoint.digest(path)}
     file.write_text(json.dumps(written))
     for older in (file, tmp_path / 'ckpt-1.index'):
         os.utime(older, (older.stat().st_atime, older.stat().st_mtime - 100))
@@ -117,3 +128,8 @@ def test_an_evaluation_belongs_to_its_checkpoint_whatever_their_times(tmp_path):
     contents.value.assign(2.0)
     checkpoint.save(str(tmp_path), contents, step=1, keep=1)
     assert runs.read_evaluation(file, path) is None and runs.read_evaluation(file, None) is None
+    for damaged in ('', '[]', '{"checkpoint": 7}'):
+        file.write_text(damaged)
+        with pytest.raises(entry.UserError, match='Run unet.evaluate again') as failure:
+            runs.read_evaluation(file, path)
+        assert failure.value.status == entry.BAD_DATA

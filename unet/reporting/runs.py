@@ -16,8 +16,10 @@ import numpy as np
 
 from configs import validation
 from data_prep import labels
-from launch import files
+from launch import entry, files
 from unet.training import checkpoint, workdir
+
+_EVALUATION = ('checkpoint', 'images', 'scores', 'scores_of_images', 'confusion')
 
 
 @dataclasses.dataclass
@@ -104,10 +106,15 @@ def read_evaluation(file: pathlib.Path, path: str | None) -> dict | None:
     """Returns the result of unet.evaluate, if it is of that checkpoint and not of one that had its name before.
 
     An evaluation that older code wrote does not say which checkpoint it is of; it must be younger than that.
+
+    Raises:
+      UserError: BAD_DATA if the file holds something else.
     """
     if path is None or not file.exists():
         return None
-    result = files.read_json(file)
+    result = files.read_json(file, remedy='Run unet.evaluate again.')
+    if missing := [name for name in _EVALUATION if not isinstance(result, dict) or name not in result]:
+        raise entry.UserError(entry.BAD_DATA, f'{file}: has no {missing[0]}. Run unet.evaluate again.')
     if 'checkpoint_sha256' in result:
         return result if result['checkpoint_sha256'] == checkpoint.digest(path) else None
     same = pathlib.Path(result['checkpoint']).parts[-2:] == pathlib.Path(path).parts[-2:]

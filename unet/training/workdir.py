@@ -112,10 +112,9 @@ def read_metrics(workdir: str | pathlib.Path) -> list[dict[str, float | None]]:
     """
     path, lines = pathlib.Path(workdir) / METRICS_FILE, []
     for text in path.read_bytes().splitlines() if path.exists() else ():
-        with contextlib.suppress(ValueError, TypeError, KeyError, OverflowError):
-            line = json.loads(text)
-            line['step'] = int(line['step'])
-            lines.append(line)
+        with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError, OverflowError):
+            values = {name: value if value is None else float(value) for name, value in json.loads(text).items()}
+            lines.append(values | {'step': int(values['step'])})
     return lines
 
 
