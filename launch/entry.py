@@ -263,10 +263,14 @@ def as_user_error(error: BaseException) -> UserError | None:
     """Returns what an error means to the user; None if it is a bug.
 
     Args:
-      error: a UserError, or what the system says about a file: an OSError, or TensorFlow's error that holds one.
+      error: a UserError, or what the system refuses: memory, or a file, by an OSError or by TensorFlow's error that
+        holds one.
     """
     if isinstance(error, UserError):
         return error
+    if isinstance(error, MemoryError):
+        said = f'out of memory ({error})' if str(error) else 'out of memory'
+        return UserError(BAD_CONFIG, f'{said}. Work on smaller images or fewer at a time, or take a larger host.')
     found = error if isinstance(error, OSError) else _os_error_of_tensorflow(error)
     if found is None:
         return None

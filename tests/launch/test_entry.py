@@ -24,6 +24,8 @@ def outcome(body: str) -> subprocess.CompletedProcess:
         ('raise entry.UserError(65, "shard 3 is damaged")', 65, 'shard 3 is damaged'),
         ('raise OSError(errno.ENOSPC, "No space left on device", "/data/x")', entry.NO_STORAGE, '/data/x'),
         ('raise KeyboardInterrupt', entry.STOPPED, 'stopped'),
+        ('bytearray(1 << 62)', entry.BAD_CONFIG, 'out of memory'),
+        ('import numpy; numpy.zeros(1 << 58)', entry.BAD_CONFIG, 'Unable to allocate'),
     ],
 )
 def test_an_outcome_is_one_line_and_a_status(body, status, text):
