@@ -2,6 +2,7 @@
 
 import collections
 import hashlib
+import shlex
 import time
 from collections.abc import Callable
 
@@ -141,6 +142,7 @@ def _print_summary(manifest: dict, settings: shards.Settings, converted: int, se
         )
     if converted:
         print(f'{converted:,} images in {seconds:.1f} s ({converted / seconds:,.0f} images/s)')
-    where = f'--data_dir={settings.data_dir}'
-    print(f'Check: python -m data_prep.verify_tfrecords {where} --cityscapes_dir={settings.source}')
+    where = shlex.quote(f'--data_dir={settings.data_dir}')
+    source = shlex.quote(f'--cityscapes_dir={settings.source}')
+    print(f'Check: python -m data_prep.verify_tfrecords {where} {source}')
     print(f'Next:  python -m unet.main --config=configs/cityscapes.py {where}', flush=True)

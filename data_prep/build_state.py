@@ -102,17 +102,16 @@ def resume(
             'another --data_dir, or remove that folder yourself.',
         )
     files.write_atomically(path, json.dumps({'flags': flags}, indent=1) + '\n')
-    for leftover in data_dir.glob('.*.part'):
-        leftover.unlink()
-    for leftover in [*data_dir.glob('.*.tmp'), *(data_dir / record_folder.BUILDING).glob('.*.tmp')]:
-        leftover.unlink()
+    for folder, pattern in ((data_dir, '.*.part'), (data_dir, '.*.tmp'), (data_dir / record_folder.BUILDING, '.*.tmp')):
+        for leftover in files.matching(folder, pattern):
+            leftover.unlink()
     return [shard for shard in wanted.values() if shard.file not in notes]
 
 
 def read_notes(data_dir: epath.Path) -> dict[str, dict]:
     """Reads the notes of all shards that are finished, by file."""
     notes = {}
-    for path in sorted((data_dir / record_folder.BUILDING).glob('*.tfrecord-*.json')):
+    for path in files.matching(data_dir / record_folder.BUILDING, '*.tfrecord-*.json'):
         note = files.read_json(path)
         shard = data_dir / note['file']
         if shard.exists() and files.stat(shard).length == note['bytes']:

@@ -133,7 +133,7 @@ def check_files(data_dir: epath.Path, manifest: dict) -> list[str]:
     with _as_written(data_dir, MANIFEST):
         digests = dict(manifest['files'])
         expected = {shard['file']: shard['bytes'] for split in manifest['splits'].values() for shard in split['shards']}
-        there = {path.name for path in data_dir.glob(f'{manifest["name"]}-*.tfrecord-*')}
+        there = {path.name for path in files.matching(data_dir, f'{manifest["name"]}-*.tfrecord-*')}
     for name, digest in digests.items():
         path = data_dir / name
         if not path.exists():

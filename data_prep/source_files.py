@@ -10,6 +10,7 @@ dataset's folder: the name itself, or `<zip file>!<name>`.
 import functools
 import io
 import os
+import re
 import zipfile
 import zlib
 
@@ -23,7 +24,13 @@ _HIDDEN = ('.', 'Thumbs.db', 'desktop.ini')  # what file managers leave behind
 
 
 def name_of(location: str) -> str:
-    return location.rpartition('!')[2]
+    return _split(location)[1]
+
+
+def _split(location: str) -> tuple[str, str]:
+    """The zip file, '' if it lies in none, and the name."""
+    found = re.match(r'([^/]*?\.zip)!(.*)', location, re.DOTALL)  # a name may hold ! too
+    return (found[1], found[2]) if found else ('', location)
 
 
 def read(root: epath.PathLike, location: str, size: int = -1) -> bytes:
@@ -32,14 +39,14 @@ def read(root: epath.PathLike, location: str, size: int = -1) -> bytes:
     Raises:
       READ_ERRORS: if it cannot be read.
     """
-    archive, _, name = location.rpartition('!')
+    archive, name = _split(location)
     with _archive(os.path.join(root, archive)).open(name) if archive else _open(os.path.join(root, name)) as file:
         return file.read(size)
 
 
 def size_of(root: epath.PathLike, location: str) -> int:
     """Returns the bytes of a file. Raises READ_ERRORS if it is not there."""
-    archive, _, name = location.rpartition('!')
+    archive, name = _split(location)
     if archive:
         return _archive(os.path.join(root, archive)).getinfo(name).file_size
     path = os.path.join(root, name)
@@ -58,7 +65,7 @@ def list_all(root: epath.Path, kinds: tuple[str, ...]) -> dict[str, str]:
         raise entry.UserError(entry.BAD_DATA, f'{getattr(error, "filename", None) or root}: cannot be read ({error}).')
 
     found = {}
-    for path in sorted(root.glob('*.zip')):
+    for path in files.matching(root, '*.zip'):
         try:
             names = [info.filename for info in _archive(os.fspath(path)).infolist() if not info.is_dir()]
         except READ_ERRORS as error:

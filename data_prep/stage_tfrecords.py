@@ -73,7 +73,7 @@ def stage(source: epath.Path, target: pathlib.Path, splits: list[str], leave_fre
     shards, digests = _shards(source, [name for name, size in sizes.items() if size])
     target.mkdir(parents=True, exist_ok=True)
     with _alone(target):
-        for leftover in target.glob('.*.tmp'):
+        for leftover in files.matching(target, '.*.tmp'):
             leftover.unlink()
         wanted = {name for split, names in shards.items() if not splits or split in splits for name in names}
         originals = {name: files.stat(source / name) for names in shards.values() for name in names}
@@ -106,7 +106,7 @@ def stage(source: epath.Path, target: pathlib.Path, splits: list[str], leave_fre
                 pool.shutdown(cancel_futures=True)
                 raise
         # Last the files that make it a dataset, so that a folder without all of its shards is none.
-        names = sorted(path.name for path in source.glob('*.json'))
+        names = [path.name for path in files.matching(source, '*.json')]
         for name in sorted(names, key=lambda name: name == records.DATASET_INFO):
             files.write_atomically(target / name, (source / name).read_bytes())
         if left:

@@ -11,6 +11,7 @@ import functools
 import io
 import os
 import pathlib
+import shlex
 
 import numpy as np
 from absl import flags
@@ -107,7 +108,8 @@ def main() -> None:
         for _ in executors.in_pool(pool, write, tasks):
             advance(1)
     print(f'{counts["train"]} train and {counts["val"]} val scenes of {height}x{width} in {root}')
-    print(f'Next: python -m data_prep.build_tfrecords --cityscapes_dir={root} --data_dir=data/synthetic')
+    source = shlex.quote(f'--cityscapes_dir={root}')
+    print(f'Next: python -m data_prep.build_tfrecords {source} --data_dir=data/synthetic')
 
 
 if __name__ == '__main__':

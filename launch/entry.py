@@ -91,7 +91,9 @@ def run(main: Callable[..., int | None], *, forwards: bool = False) -> NoReturn:
     """
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')  # TensorFlow's notes drown ours; 0 shows them
     _prepare_streams()
-    argv, rest = sys.argv, []
+    # The shell leaves the ~ of --data_dir=~/records as it is.
+    argv = [re.sub(r'^(--?[\w.]+=)?~(?=/|$)', lambda m: (m[1] or '') + os.path.expanduser('~'), a) for a in sys.argv]
+    sys.argv, rest = argv, []
     if forwards and '--' in argv:
         argv, rest = argv[: argv.index('--')], argv[argv.index('--') + 1 :]
     else:

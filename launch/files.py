@@ -11,6 +11,8 @@ A path may be a URL such as gs://bucket/folder.
 import contextlib
 import errno
 import fcntl
+import fnmatch
+import hashlib
 import json
 import os
 import socket
@@ -31,8 +33,7 @@ def write_atomically(path: epath.PathLike, content: str | bytes) -> None:
     """
     path = epath.Path(path)
     content = content.encode() if isinstance(content, str) else content
-    process = f'{socket.gethostname()}.{os.getpid()}'  # other hosts have processes of the same number
-    temporary = path.parent / f'.{path.name}.{process}.tmp'
+    temporary = path.parent / temporary_name(path.name)
     try:
         with temporary.open('wb') as file:
             file.write(content)
@@ -44,6 +45,39 @@ def write_atomically(path: epath.PathLike, content: str | bytes) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+
+
+def temporary_name(name: str) -> str:
+    """Returns a hidden name of this process's own for a file while it is written, not too long for a file system."""
+    process = f'{socket.gethostname()[:40]}.{os.getpid()}'  # other hosts have processes of the same number
+    if len(os.fsencode(name)) > 150:
+        name = hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
+    return f'.{name}.{process}.tmp'
+
+
+def matching(folder: epath.PathLike, pattern: str) -> list[epath.Path]:
+    """Lists what in a folder has a name that matches a pattern, sorted; whatever the folder's own name holds is no
+    pattern, as it is to epath. Of a folder that is not there it lists nothing."""
+    try:
+        names = [path.name for path in epath.Path(folder).iterdir()]
+    except FileNotFoundError:
+        return []
+    return [epath.Path(folder) / name for name in sorted(fnmatch.filter(names, pattern))]
+
+
+@contextlib.contextmanager
+def without_patterns(path: epath.PathLike) -> Iterator[str]:
+    """Lends a local file or folder another name, for readers that take `[`, `*`, `?` and `\\` in a path for a pattern,
+    as TensorFlow's of checkpoints do: one below /proc/self/fd (Linux)."""
+    folder, name = os.path.split(os.path.abspath(path))
+    if not set(folder) & set('[]*?\\'):
+        yield os.fspath(path)
+        return
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield f'/proc/self/fd/{descriptor}/{name}'
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager

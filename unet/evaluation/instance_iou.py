@@ -20,7 +20,7 @@ from etils import epath
 from PIL import Image
 
 from data_prep import labels
-from launch import entry
+from launch import entry, files
 from unet.evaluation import metrics
 
 # Pixels of the average instance in Cityscapes; constants of the official evaluator.
@@ -62,11 +62,12 @@ def find(cityscapes_dir: epath.PathLike, image_ids: Sequence[str]) -> dict[str, 
     found: dict[str, File] = {}
     for kind in _KINDS:
         suffix = f'_{kind}{_SUFFIX}'
-        files: list[File] = [*(root / kind).glob(f'*/*/*{suffix}')]
-        for path in root.glob(f'{kind}*.zip'):
+        cities = [city for split in files.matching(root / kind, '*') for city in files.matching(split, '*')]
+        there: list[File] = [file for city in cities for file in files.matching(city, f'*{suffix}')]
+        for path in files.matching(root, f'{kind}*.zip'):
             archive = zipfile.ZipFile(path.open('rb'))
-            files += [zipfile.Path(archive, name) for name in archive.namelist() if name.endswith(suffix)]
-        for file in files:
+            there += [zipfile.Path(archive, name) for name in archive.namelist() if name.endswith(suffix)]
+        for file in there:
             found.setdefault(file.name.removesuffix(suffix), file)
     missing = [image_id for image_id in image_ids if image_id not in found]
     if missing:

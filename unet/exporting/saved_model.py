@@ -22,6 +22,7 @@ travels in base64):
     encoded          image_bytes string [b], PNG or JPEG files of any sizes -> label_ids_bytes string [b], PNG files
 """
 
+import os
 import pathlib
 import shutil
 from collections.abc import Callable
@@ -163,7 +164,8 @@ def load(path: str | pathlib.Path) -> tuple[Outputs, labels.Table, pathlib.Path]
     """
     version = _newest_version(pathlib.Path(path))
     try:
-        loaded = tf.saved_model.load(str(version))
+        with files.without_patterns(version / 'saved_model.pb') as readable:
+            loaded = tf.saved_model.load(os.path.dirname(readable))
         signature = loaded.signatures['serving_default']
     except (OSError, ValueError, KeyError, tf.errors.OpError) as error:
         reason = str(error).strip().splitlines()[0][:200]

@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from configs import default, validation
 from data_prep import labels, records
+from launch import files
 from unet.evaluation import metrics
 from unet.reporting import charts
 from unet.reporting.runs import Run, best_scores
@@ -93,7 +94,8 @@ def summary(runs: list[Run]) -> list[dict]:
 def _parameters(run: Run) -> int | None:
     if run.checkpoint is None:
         return None
-    shapes = tf.train.list_variables(run.checkpoint)
+    with files.without_patterns(run.checkpoint) as readable:
+        shapes = tf.train.list_variables(readable)
     return sum(math.prod(shape) for name, shape in shapes if name.startswith('model/'))
 
 

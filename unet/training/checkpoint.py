@@ -115,7 +115,8 @@ def restore_path(path: str, checkpoint: tf.train.Checkpoint) -> None:
         with contextlib.suppress(FileNotFoundError), open(file, 'rb'):
             pass
     try:
-        status = checkpoint.read(path).expect_partial()  # what is not asked for, e.g. slots, is left alone
+        with files.without_patterns(path) as readable:
+            status = checkpoint.read(readable).expect_partial()  # what is not asked for, e.g. slots, is left alone
         status.assert_existing_objects_matched()
     except (tf.errors.OpError, ValueError, AssertionError, IndexError, RuntimeError) as error:
         reason = entry.reason_of(error)

@@ -10,7 +10,7 @@ import tensorflow as tf
 from ml_collections import ConfigDict
 
 from data_prep import labels
-from launch import entry
+from launch import entry, files
 from unet.models import build as model_build
 from unet.models import unet
 from unet.training import checkpoint
@@ -56,7 +56,8 @@ def trained(workdir: str, which: str) -> tuple[ConfigDict, labels.Table, keras.M
 
 def step_of(path: str) -> int:
     """Returns the steps that a checkpoint's model was trained for."""
-    return int(tf.train.load_variable(path, 'state/step/.ATTRIBUTES/VARIABLE_VALUE'))
+    with files.without_patterns(path) as readable:
+        return int(tf.train.load_variable(readable, 'state/step/.ATTRIBUTES/VARIABLE_VALUE'))
 
 
 def init_from(source: str, model: keras.Model) -> str:
