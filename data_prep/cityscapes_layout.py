@@ -190,6 +190,9 @@ def _by_stem(locations: list[str], suffixes: tuple[str, ...], result: Scan) -> d
             else:
                 result.warnings.append(f'{location}: not part of the dataset, passed over.')
             continue
+        if not _is_utf8(location):
+            result.problems.append(f'{location!a}: its name is not UTF-8, as image ids are. Rename it (convmv does).')
+            continue
         stem = file.removesuffix(suffix)
         earlier = found.get(stem)
         if earlier is None or suffixes != _IMAGE_SUFFIXES and suffix == suffixes[0] and earlier.endswith(suffixes[1]):
@@ -223,6 +226,15 @@ def _pair_up(folder: str, kind: str, found_images: dict[str, str], found_labels:
         'Copy it, or remove the label.'
         for stem, label in sorted(labels_left.items())
     ]
+
+
+def _is_utf8(name: str) -> bool:
+    """Says whether a file's name is text; Python stands other bytes for surrogates."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _drop_repeated(result: Scan) -> None:

@@ -103,3 +103,26 @@ def test_long_names_are_written(tmp_path):
         files.write_atomically(tmp_path / name, 'x')
         assert (tmp_path / name).read_text() == 'x'
     assert len(os.listdir(tmp_path)) == 3
+
+
+def test_a_name_that_is_no_text_is_named(tmp_path, odd):
+    """Image ids are text; unet.predict takes any name."""
+    folder = tmp_path / 'dataset/leftImg8bit/train/x'
+    folder.mkdir(parents=True)
+    file = os.fsencode(folder) + b'/x_\xff_000000_leftImg8bit.png'
+    with open(file, 'wb') as image:
+        image.write(tiny.png(tiny.scene((48, 64), 0)[0]))
+    done = tiny.run(
+        [
+            sys.executable,
+            '-m',
+            'data_prep.build_tfrecords',
+            f'--cityscapes_dir={tmp_path}/dataset',
+            f'--data_dir={tmp_path}/r',
+        ]
+    )
+    assert (
+        done.returncode == entry.BAD_DATA and r"x_\udcff_000000_leftImg8bit.png': its name is not UTF-8" in done.stderr
+    )
+    run('unet.predict', f'--workdir={odd[2]}', f'--images={folder}', f'--output_dir={tmp_path}/found')
+    assert len(list((tmp_path / 'found').rglob('*.png'))) >= 1
