@@ -52,15 +52,21 @@ def visible_gpus(environ: Mapping[str, str] | None = None, device_files: str = '
       device_files: pattern of the files of the driver, one per GPU.
 
     Returns:
-      Their names, as in CUDA_VISIBLE_DEVICES.
+      Their names, as in CUDA_VISIBLE_DEVICES; of UNET_GPUS, by which a launcher says how many it asked for, numbers.
     """
     variables = os.environ if environ is None else environ
-    visible = variables.get('CUDA_VISIBLE_DEVICES', variables.get('NVIDIA_VISIBLE_DEVICES'))
-    if visible is not None and visible != 'all':
-        return [] if visible in ('', '-1', 'none', 'void') else visible.split(',')
-    slurm = variables.get('SLURM_GPUS_ON_NODE', '')
-    count = int(slurm) if slurm.isdigit() else len(glob.glob(device_files))
-    return [str(number) for number in range(count)]
+    visible = variables.get('CUDA_VISIBLE_DEVICES', 'all')
+    if visible != 'all':
+        return [] if visible in ('', '-1', 'none', 'NoDevFiles') else visible.split(',')
+    container = variables.get('NVIDIA_VISIBLE_DEVICES', 'all')
+    for count in (variables.get('UNET_GPUS', ''), variables.get('SLURM_GPUS_ON_NODE', '')):
+        if count.isdigit():
+            return [str(number) for number in range(int(count))]
+    if container in ('', 'none'):
+        return []
+    if container not in ('all', 'void'):  # void: the container runtime has mounted them by itself (CDI), or none
+        return container.split(',')
+    return [str(number) for number in range(len(glob.glob(device_files)))]
 
 
 def keep_freed_memory() -> None:

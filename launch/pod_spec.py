@@ -49,7 +49,9 @@ def environ(variables: dict[str, str], env: list[str], env_secret: list[str], *,
     """
     variables = variables | {'HOME': SCRATCH, 'TMPDIR': SCRATCH}
     variables |= {'PYTHONUNBUFFERED': '1', 'PYTHONDONTWRITEBYTECODE': '1'}
-    if not gpus:
+    if gpus:
+        variables |= {'UNET_GPUS': str(gpus)}
+    else:
         variables |= {'CUDA_VISIBLE_DEVICES': '-1', 'NVIDIA_VISIBLE_DEVICES': 'void'}
     secrets = {}
     for flag, text in [*(('env', text) for text in env), *(('env_secret', text) for text in env_secret)]:

@@ -1,6 +1,7 @@
 """Contract 2 on one host, with the real program in processes of its own."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -268,6 +269,16 @@ def test_a_second_run_on_a_workdir_is_kept_out(tmp_path, data_dir):
 def test_gpus_promised_but_not_seen_end_the_run(tmp_path, data_dir):
     done = tiny.run(tiny.train_command(tmp_path, data_dir), CUDA_VISIBLE_DEVICES='0,1')
     assert done.returncode == entry.BAD_CONFIG and '2 NVIDIA GPU' in done.stderr and 'cuda' in done.stderr
+    assert '(it says: ' in done.stderr, "TensorFlow's own reason"
+
+
+def test_a_divided_gpu_has_a_remedy_of_its_own(tmp_path, data_dir):
+    smi = tmp_path / 'nvidia-smi'
+    smi.write_text('#!/bin/sh\necho "GPU 0: NVIDIA H100 (UUID: GPU-1)"; echo "  MIG 1g.10gb Device 0: (UUID: MIG-2)"\n')
+    smi.chmod(0o755)
+    environ = {'CUDA_VISIBLE_DEVICES': '0', 'PATH': f'{tmp_path}:{os.environ["PATH"]}'}
+    done = tiny.run(tiny.train_command(tmp_path / 'run', data_dir), **environ)
+    assert done.returncode == entry.BAD_CONFIG and 'the UUID of one' in done.stderr, done.stderr
 
 
 @pytest.mark.parametrize('program', ['unet.main', 'unet.evaluate', 'unet.predict', 'unet.export', 'unet.report'])

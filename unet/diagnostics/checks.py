@@ -6,6 +6,7 @@
 The public functions read the config, and each check that they make takes the values that it compares.
 """
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import os
@@ -97,6 +98,9 @@ def _versions() -> Check:
     found = {name: importlib.metadata.version(name) for name in ('tensorflow', 'keras', 'numpy')}
     known = tuple(map(int, found['tensorflow'].split('.')[:2])) == (2, 21) and found['keras'].startswith('3.')
     cuda = tf.sysconfig.get_build_info().get('cuda_version')
+    for package in ('nvidia-cuda-runtime-cu12', 'nvidia-cudnn-cu12', 'nvidia-nccl-cu12'):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # on hosts without GPUs
+            found[package] = importlib.metadata.version(package)
     return Check(
         'versions',
         known and tuple(map(int, found['keras'].split('.')[:2])) >= (3, 15),

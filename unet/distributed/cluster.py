@@ -21,6 +21,8 @@ import dataclasses
 import json
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 
 import tensorflow as tf
@@ -268,11 +270,41 @@ def rank_and_count(strategy: tf.distribute.Strategy) -> tuple[int, int]:
 
 
 def check_gpus(*, promised: int, seen: int) -> None:
-    """Raises UserError BAD_CONFIG if fewer GPUs are seen than promised."""
-    if seen < promised:
-        raise entry.UserError(
-            entry.BAD_CONFIG,
-            f'this host has {promised} NVIDIA GPU(s) for this process, TensorFlow sees {seen}. Install its GPU '
-            "libraries (pip install 'unet-cityscapes[cuda]'), check nvidia-smi, or train on the CPU on purpose with "
-            'CUDA_VISIBLE_DEVICES=-1.',
+    """Raises UserError BAD_CONFIG if TensorFlow sees fewer GPUs than promised, with what it says of them itself."""
+    if seen >= promised:
+        return
+    listed = _output_of(['nvidia-smi', '-L'])
+    if 'MIG' in listed:
+        remedy = (
+            'The GPU is divided (MIG), and a process sees one part at the most: set CUDA_VISIBLE_DEVICES to the UUID '
+            'of one, as nvidia-smi -L lists them, or have MIG mode switched off.'
         )
+    else:
+        remedy = (
+            "Install its GPU libraries (pip install 'unet-cityscapes[cuda]'), check nvidia-smi, or train on the CPU on "
+            'purpose with CUDA_VISIBLE_DEVICES=-1.'
+        )
+    reasons = re.findall(
+        r'\] (.*(?:[Cc]annot|[Cc]ould not|CUDA_ERROR|failed call).*)', _output_of(_LOOK, **_WITH_NOTES)
+    )
+    said = f' (it says: {reasons[-1].strip()[:300]})' if reasons else ''
+    raise entry.UserError(
+        entry.BAD_CONFIG,
+        f'this host has {promised} NVIDIA GPU(s) for this process, TensorFlow sees {seen}{said}. {remedy}',
+    )
+
+
+# In a process of its own TensorFlow says why it sees none, which `entry.run` hides.
+_LOOK = [sys.executable, '-c', 'import tensorflow; tensorflow.config.list_physical_devices("GPU")']
+_WITH_NOTES = {'TF_CPP_MIN_LOG_LEVEL': '0', 'TF_CPP_MAX_VLOG_LEVEL': '0'}
+
+
+def _output_of(command: list[str], **environ: str) -> str:
+    """What a command prints; nothing if it is not there or hangs."""
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors='replace', timeout=60, env=os.environ | environ
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ''
+    return done.stdout + done.stderr
