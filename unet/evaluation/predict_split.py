@@ -100,13 +100,18 @@ def _on_all(strategy: tf.distribute.Strategy, predict: Callable[[tf.Tensor], tf.
         predict = tf.function(predict, jit_compile=True)
 
     @tf.function(reduce_retracing=True)
-    def predict_on_all(images, stop):
-        asked = strategy.run(lambda: tf.cast(stop, tf.float32))
+    def predict_on_replicas(images):
         # Not strategy.run(predict), which would compile what all replicas do as one.
-        predicted = strategy.run(lambda images: predict(images), args=(images,))
-        return predicted, strategy.reduce(tf.distribute.ReduceOp.SUM, asked, axis=None)
+        return strategy.run(lambda images: predict(images), args=(images,))
 
-    return predict_on_all
+    # By itself: the function above is traced for each size of image, in another order by each process, and all of them
+    # must trace their sums in the same order.
+    @tf.function
+    def asked_on_all(stop):
+        asked = strategy.run(lambda: tf.cast(stop, tf.float32))
+        return strategy.reduce(tf.distribute.ReduceOp.SUM, asked, axis=None)
+
+    return lambda images, stop: (predict_on_replicas(images), asked_on_all(stop))
 
 
 def in_threads(work: Callable[..., Result], items: Iterable[tuple]) -> Iterator[Result]:
