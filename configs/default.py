@@ -119,6 +119,8 @@ FIELDS: dict[str, Field] = {
     # How it is computed; fields here change nothing that is learnt, but for microbatches with model.norm='batch'
     'runtime.virtual_devices': Field(0, at_least=0),  # split the CPU; 0: all GPUs, or the CPU where there is none
     'runtime.deterministic': Field(False),  # bit-identical reruns, at some cost in speed on GPUs
+    # GPUs may round what float32 convolutions and products take to 10 bits (TF32): several times as fast.
+    'runtime.tf32': Field(True),
     # XLA. 'auto': for what a step computes between the sums over devices; for predictions on a GPU, and on a CPU in
     # bfloat16. 'on': for the sums over GPUs too, once unet.preflight --selfcheck has tried that.
     'runtime.jit_compile': Field('auto', choices=('auto', 'on', 'off')),

@@ -68,6 +68,14 @@ _STORAGE_ERRORS = {
 }  # fmt: skip
 
 
+# What libraries read when they are loaded; what the user has set counts.
+_ENVIRONMENT = {
+    'TF_CPP_MIN_LOG_LEVEL': '3',  # TensorFlow's notes drown ours; 0 shows them
+    'TF_GPU_THREAD_MODE': 'gpu_private',  # threads that start a GPU's work do not wait for those that read images
+    'NCCL_DEBUG': 'WARN',  # else NCCL fails without a reason
+}
+
+
 class UserError(Exception):
     """A mistake that the user can mend: the program ends with `status` and the message, without a traceback."""
 
@@ -89,7 +97,8 @@ def run(main: Callable[..., int | None], *, forwards: bool = False) -> NoReturn:
       main: does the work, and may return an exit status (None: OK).
       forwards: whether `main` takes the arguments after `--`, as they are: it does so in launchers.
     """
-    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')  # TensorFlow's notes drown ours; 0 shows them
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     _prepare_streams()
     # The shell leaves the ~ of --data_dir=~/records as it is.
     argv = [re.sub(r'^(--?[\w.]+=)?~(?=/|$)', lambda m: (m[1] or '') + os.path.expanduser('~'), a) for a in sys.argv]

@@ -29,6 +29,11 @@ _GPUS = flags.DEFINE_integer(
     'gpus_per_worker', None, 'GPUs of each pod; default 1, and 0 for --module=data_prep....', lower_bound=0
 )
 _GPU_RESOURCE = flags.DEFINE_string('gpu_resource', 'nvidia.com/gpu', 'What the cluster calls a GPU.')
+_RESOURCE = flags.DEFINE_multi_string(
+    'resource', [], 'NAME=N, something else each pod needs, e.g. rdma/hca_shared_devices_a=1 for InfiniBand.'
+)
+_IPC_LOCK = flags.DEFINE_bool('ipc_lock', False, 'Let the pods lock memory, as RDMA needs it.')
+_RUNTIME_CLASS = flags.DEFINE_string('runtime_class', None, 'Runtime class of the pods, e.g. nvidia.')
 _CPU = flags.DEFINE_string('cpu', '4', 'CPU cores of each pod, e.g. 8 or 500m.')
 _MEMORY = flags.DEFINE_string('memory', '16Gi', 'Memory of each pod, with that of --shm.')
 _SHM = flags.DEFINE_string('shm', '2Gi', 'Size of /dev/shm, which NCCL uses.')
@@ -119,12 +124,19 @@ def _render(spec: job_spec.JobSpec, gpus: int, launch: str) -> tuple[str, list[s
     volumes, mounts = _volumes(spec)
     jobs = _jobs(spec, gpus, launch)
     requests = {'cpu': _CPU.value, 'memory': _MEMORY.value}
-    gpu = {_GPU_RESOURCE.value: gpus} if gpus else {}
+    devices = {_GPU_RESOURCE.value: gpus} if gpus else {}
+    for name, count in map(pod_spec.resource, _RESOURCE.value):
+        if name in {**requests, **devices}:
+            raise entry.UserError(
+                entry.BAD_USAGE, f'--resource={name}={count}: there is a flag for it, or it is given twice'
+            )
+        devices[name] = count
     variables = {
         'jobs': jobs,
         'image': _IMAGE.value,
         'pull_policy': _PULL_POLICY.value,
-        'resources': {'requests': requests | gpu, 'limits': {'memory': _MEMORY.value} | gpu},
+        'resources': {'requests': requests | devices, 'limits': {'memory': _MEMORY.value} | devices},
+        'capabilities': {'drop': ['ALL']} | ({'add': ['IPC_LOCK']} if _IPC_LOCK.value else {}),
         'stage': [pod_spec.literal(word) for word in spec.stage],
         'stage_resources': {'requests': requests, 'limits': {'memory': _MEMORY.value}},
         'stage_environ': pod_spec.environ({}, _ENV.value, _ENV_SECRET.value, gpus=0),
@@ -250,6 +262,7 @@ def _pod_fields() -> dict[str, object]:
         'imagePullSecrets': [{'name': name} for name in _PULL_SECRET.value],
         'priorityClassName': _PRIORITY_CLASS.value,
         'serviceAccountName': _SERVICE_ACCOUNT.value,
+        'runtimeClassName': _RUNTIME_CLASS.value,
         'nodeSelector': dict(pod_spec.node_label(text) for text in _NODE_SELECTOR.value),
         'tolerations': [pod_spec.toleration(text) for text in _TOLERATION.value],
     }

@@ -35,6 +35,16 @@ def quantity(text: str) -> float | None:
     return float(found.group(1)) * scale
 
 
+def resource(text: str) -> tuple[str, int]:
+    """Splits a value of --resource, NAME=N. Raises UserError BAD_USAGE if it has another form."""
+    found = re.fullmatch(r'([a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-\w.]{0,61}[A-Za-z0-9])?)=([1-9]\d*)', text)
+    if not found:
+        raise entry.UserError(
+            entry.BAD_USAGE, f'--resource={text}: write the full name and a number, e.g. rdma/hca_shared_devices_a=1'
+        )
+    return found[1], int(found[4])
+
+
 def environ(variables: dict[str, str], env: list[str], env_secret: list[str], *, gpus: int) -> list[dict[str, Any]]:
     """Makes the environment of a container.
 

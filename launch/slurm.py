@@ -73,6 +73,12 @@ def main(arguments: list[str]) -> int:
         arguments, python=python, workers=_NODES.value, gpus=gpus, data_is_here=not _DATA_ELSEWHERE.value
     )
     _check_resources(gpus)
+    if gpus and not _CPUS.value:
+        print(
+            'warn  --cpus_per_task is not given: many sites then give a task one core, which cannot feed a GPU. Two to '
+            f'three per GPU are enough for PNG records, e.g. --cpus_per_task={4 * gpus}.',
+            file=sys.stderr,
+        )
     if job_spec.DRY_RUN.value:
         script = _render(spec, gpus, 'dry-run')
         print(script, end='', flush=True)

@@ -74,8 +74,7 @@ def train_and_evaluate(
     table = records.read_label_table(data_dir)
     class_pixels = records.class_pixels(data_dir, config.data.train_splits)
     runtime = config.runtime
-    if runtime.deterministic:
-        tf.config.experimental.enable_op_determinism()
+    training_build.prepare_process(config)
     with contextlib.ExitStack() as stack:
         joined = stack.enter_context(
             cluster.join(

@@ -108,8 +108,7 @@ def measure(
     """
     config = config.copy_and_resolve_references()
     runtime = config.runtime
-    if runtime.deterministic:
-        tf.config.experimental.enable_op_determinism()
+    training_build.prepare_process(config)
     found = {}
     with cluster.join(
         virtual_devices=runtime.virtual_devices,

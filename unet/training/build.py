@@ -19,6 +19,13 @@ from unet.models import step_cost
 from unet.training import device_memory, losses, optimizer, step, train_state
 
 
+def prepare_process(config: ConfigDict) -> None:
+    """Sets what TensorFlow takes for a whole process: determinism, and what GPUs make of float32."""
+    if config.runtime.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    tf.config.experimental.enable_tensor_float_32_execution(config.runtime.tf32)
+
+
 def make_train_state(config: ConfigDict, model: keras.Model) -> train_state.TrainState:
     """Makes what a run remembers besides the model, as it is before the first step."""
     weights = [variable.value for variable in model.trainable_variables]
@@ -213,13 +220,15 @@ def description(
     """Returns the few lines with which a run says what is about to happen."""
     devices = 'GPU' if tf.config.list_logical_devices('GPU') else 'CPU'
     hosts = f' of {workers} workers' if workers > 1 else ''
+    tf32 = ' (TF32)' if devices == 'GPU' and config.precision == 'float32' and config.runtime.tf32 else ''
     microbatches = config.runtime.microbatches
     in_microbatches = f', in {microbatches} microbatches' if microbatches > 1 else ''
     pooled = config.global_batch // microbatches
     norm = f'; batch statistics over {pooled} images' if config.model.norm == 'batch' else ''
     epochs = config.num_steps * config.global_batch / train_images
     return (
-        f'U-Net of {model.count_params():,} parameters, {config.precision}, on {replicas} {devices} device(s){hosts}\n'
+        f'U-Net of {model.count_params():,} parameters, {config.precision}{tf32}, on {replicas} {devices} '
+        f'device(s){hosts}\n'
         f'{config.num_steps:,} steps x {config.global_batch} images ({config.global_batch // replicas} per device'
         f'{in_microbatches}{norm}) = {epochs:.1f} epochs of {train_images:,} images\n'
         f'Scored on {eval_images:,} images; PNG reader: {png.describe_reader()}'
