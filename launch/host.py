@@ -5,7 +5,9 @@ import ctypes
 import gc
 import glob
 import io
+import math
 import os
+import pathlib
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -41,7 +43,42 @@ def ignore_broken_pipes() -> None:
 
 def cores() -> int:
     """Returns the number of CPU cores that this process may use: in a container or a job fewer than the host has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    return max(1, min(allowed, math.ceil(cpu_quota())))
+
+
+def cpu_quota(groups: str = '/proc/self/cgroup', root: str = '/sys/fs/cgroup') -> float:
+    """Returns the cores' worth of time that this process's control groups allow, as a pod's CPU limit does.
+
+    Args:
+      groups: the file that names them, see cgroups(7).
+      root: where they are mounted, of version 1 or 2.
+
+    Returns:
+      The least of the groups and those that they lie in; infinity if there is no limit.
+    """
+    quota = math.inf
+    for line in _lines(groups):
+        _, controllers, path = line.split(':', 2)
+        if controllers and 'cpu' not in controllers.split(','):
+            continue
+        mounts = [controllers, 'cpu'] if controllers else ['']
+        for folder in (pathlib.Path(root, mount, path.strip('/')) for mount in mounts):
+            for group in (folder, *folder.parents):
+                for limit in _lines(group / 'cpu.max'):  # version 2: '400000 100000', or 'max 100000'
+                    time, period = limit.split()
+                    quota = min(quota, int(time) / int(period)) if time.isdigit() else quota
+                times = [*_lines(group / 'cpu.cfs_quota_us'), *_lines(group / 'cpu.cfs_period_us')]
+                if len(times) == 2 and int(times[0]) > 0:  # -1: none
+                    quota = min(quota, int(times[0]) / int(times[1]))
+    return quota
+
+
+def _lines(path: str | pathlib.Path) -> list[str]:
+    try:
+        return pathlib.Path(path).read_text().splitlines()
+    except OSError:
+        return []
 
 
 def visible_gpus(environ: Mapping[str, str] | None = None, device_files: str = '/dev/nvidia[0-9]*') -> list[str]:

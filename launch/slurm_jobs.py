@@ -6,6 +6,7 @@ user wrote.
 
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -36,6 +37,12 @@ def submit(script: os.PathLike[str]) -> str:
     return done.stdout.strip().partition(';')[0]
 
 
+# What sbatch says where it is installed and no cluster is to be reached.
+_NO_CONTROLLER = (
+    r'(?i)unable to contact slurm controller|socket timed out|connection refused|configuration (source|file)'
+)
+
+
 def test_only(script: str) -> None:
     """Asks Slurm, if there is one on this host, whether and when it would start a job; the answer goes to stderr.
 
@@ -46,7 +53,11 @@ def test_only(script: str) -> None:
         print('launch.slurm: no sbatch on this host, so Slurm was not asked', file=sys.stderr)
         return
     done = subprocess.run(['sbatch', '--test-only'], input=os.fsencode(script), capture_output=True)
-    answer = _first_error(done.stderr.decode(errors='replace'))
+    said = done.stderr.decode(errors='replace')
+    answer = _first_error(said)
+    if done.returncode and re.search(_NO_CONTROLLER, said):
+        print(f'launch.slurm: no Slurm answers on this host, so it was not asked ({answer})', file=sys.stderr)
+        return
     if done.returncode:
         raise entry.UserError(entry.BAD_CONFIG, f'sbatch would refuse the job: {answer}')
     print(f'launch.slurm: {answer}', file=sys.stderr)

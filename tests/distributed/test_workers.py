@@ -165,6 +165,7 @@ def test_the_environment_says_who_computes():
         ({}, cluster.ALONE),
         ({'SLURM_PROCID': '1', 'SLURM_NTASKS': '2'} | step, cluster.ALONE),
         ({'TF_CONFIG': tf_config}, cluster.Workers(two, 1)),
+        ({'TF_CONFIG': tf_config.replace('chief', 'master')}, cluster.Workers(two, 1)),
         ({'TF_CONFIG': '{}'}, cluster.ALONE),
         ({'TF_CONFIG': tf_config, 'UNET_CLUSTER': 'off'}, cluster.ALONE),
         ({'UNET_WORKERS': 'a:1,b:2', 'UNET_RANK': '0'} | step, cluster.Workers(two, 0)),
@@ -176,6 +177,8 @@ def test_the_environment_says_who_computes():
         assert cluster.read_workers(environ) == expected, environ
     for environ, text in [
         ({'TF_CONFIG': 'x'}, 'TF_CONFIG'),
+        ({'TF_CONFIG': tf_config.replace('{"chief"', '{"ps": ["c:3"], "chief"')}, 'TF_CONFIG has a ps'),
+        ({'TF_CONFIG': tf_config.replace('"type": "worker"', '"type": "evaluator"')}, 'TF_CONFIG has a evaluator'),
         ({'UNET_WORKERS': 'a:1,b:2'}, 'UNET_RANK'),
         ({'UNET_WORKERS': 'a:1,b:2', 'SLURM_PROCID': '1'}, 'UNET_RANK'),  # a batch script, not a step
         ({'UNET_WORKERS': 'a:1,b:2', 'UNET_RANK': '2'}, 'rank 2 of 2'),

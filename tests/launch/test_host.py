@@ -1,3 +1,7 @@
+import math
+
+import pytest
+
 from launch import host
 
 
@@ -21,3 +25,29 @@ def test_which_gpus_a_process_should_see(tmp_path):
         ({'SLURM_GPUS_ON_NODE': '1'}, ['0']),
     ):
         assert host.visible_gpus(environ, f'{tmp_path}/nvidia[0-9]*') == expected, environ
+
+
+@pytest.mark.parametrize(
+    ('groups', 'files', 'expected'),
+    [
+        ('0::/', {}, math.inf),
+        ('0::/', {'cpu.max': 'max 100000'}, math.inf),
+        ('0::/pod/container', {'pod/cpu.max': '400000 100000', 'pod/container/cpu.max': 'max 100000'}, 4),
+        ('0::/pod/container', {'pod/cpu.max': '400000 100000', 'pod/container/cpu.max': '150000 100000'}, 1.5),
+        ('0::/outside/of/the/container', {'cpu.max': '200000 100000'}, 2),
+        (
+            '5:cpu,cpuacct:/pod\n3:memory:/pod',
+            {'cpu,cpuacct/pod/cpu.cfs_quota_us': '250000', 'cpu,cpuacct/pod/cpu.cfs_period_us': '100000'},
+            2.5,
+        ),
+        ('5:cpuacct,cpu:/pod', {'cpu/pod/cpu.cfs_quota_us': '-1', 'cpu/pod/cpu.cfs_period_us': '100000'}, math.inf),
+    ],
+)
+def test_the_quota_of_a_container_counts(tmp_path, groups, files, expected):
+    """A pod with a limit of 4 on a host of 64 cores would else start 64 threads."""
+    for name, content in files.items():
+        path = tmp_path / 'cgroup' / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content + '\n')
+    (tmp_path / 'self').write_text(groups + '\n')
+    assert host.cpu_quota(str(tmp_path / 'self'), str(tmp_path / 'cgroup')) == expected

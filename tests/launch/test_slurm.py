@@ -319,3 +319,15 @@ def test_a_run_on_two_nodes_survives_signal_preemption_and_time_limit_bit_by_bit
     metrics = [(run / 'metrics.jsonl').read_text().splitlines() for run in (undisturbed, workdir)]
     steps = [[json.loads(line)['step'] for line in lines if 'train/loss' in line] for lines in metrics]
     assert steps[0] == sorted(set(steps[0])) and set(steps[0]) <= set(steps[1])
+
+
+def test_a_dry_run_where_no_controller_answers(tmp_path):
+    """As on a laptop with Slurm's packages: what would be submitted is checked and printed all the same."""
+    conf = tmp_path / 'slurm.conf'
+    conf.write_text(
+        'ClusterName=none\nSlurmctldHost=localhost(127.0.0.1)\nSlurmctldPort=6999\nAuthType=auth/munge\n'
+        'NodeName=n1\nPartitionName=p Nodes=n1\nMessageTimeout=2\nSlurmctldTimeout=2\n'
+    )
+    command = ['--workdir=' + str(tmp_path / 'run'), '--module=tests.payload', '--', str(tmp_path), '0']
+    ((status, script, said),) = launching.dry_runs('slurm', tmp_path / 'out', [command], SLURM_CONF=str(conf))
+    assert status == 0 and '#SBATCH' in script and 'was not asked' in said, said

@@ -150,10 +150,19 @@ def _read_tf_config(text: str) -> tuple[list[str], int]:
     try:
         config = json.loads(text)
         cluster, task = config.get('cluster', {}), config.get('task', {})
-        chiefs, others = list(cluster.get('chief', [])), list(cluster.get('worker', []))
+        # By what all processes are told, so that none is left waiting; an evaluator may stand in its own task alone.
+        unknown = sorted({*cluster, *([task['type']] if cluster else [])} - {'chief', 'master', 'worker'})
+        if unknown:
+            raise _bad_environment(
+                f'TF_CONFIG has a {unknown[0]}: every process trains here, and rank 0 evaluates and saves. Start '
+                'workers (and perhaps a chief) only'
+            )
+        chiefs = [*cluster.get('chief', []), *cluster.get('master', [])]  # two names for one thing
+        others = list(cluster.get('worker', []))
         if not chiefs + others:
             return ['localhost:0'], 0
-        return chiefs + others, {'chief': 0, 'worker': len(chiefs)}[task['type']] + int(task['index'])
+        first = len(chiefs) if task['type'] == 'worker' else 0
+        return chiefs + others, first + int(task['index'])
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise _bad_environment(
             f'TF_CONFIG={text!r}: must be JSON with cluster.worker (a list of host:port), task.type "worker" or '
