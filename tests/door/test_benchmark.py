@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 
 import pytest
 
@@ -85,3 +86,35 @@ def test_what_cannot_be_measured(tmp_path, data_dir):
         assert done.returncode == status and said in done.stderr, done.stderr
         assert len(done.stderr.splitlines()) == 1
     assert not (tmp_path / 'benchmark.json').exists()
+
+
+def measure_on_gpus(folder, *flags: str):
+    command = [sys.executable, '-m', 'benchmarks.gpu', f'--folder={folder}', *flags]
+    return tiny.run(command, CUDA_VISIBLE_DEVICES='')
+
+
+def test_what_whoever_has_gpus_runs_works_in_miniature(tmp_path):
+    done = measure_on_gpus(tmp_path, '--parts=ceilings,records,leak')
+    assert done.returncode == 0, done.stdout + done.stderr
+    everything = json.loads((tmp_path / 'gpu.json').read_text())
+    assert everything['miniature'] and not everything['failed'] and not everything['left_out']
+    assert list(everything['cells']) == ['ceilings', 'leak']
+    assert everything['cells']['ceilings']['matrix_flops_per_second']['float32'] > 1e6
+    assert len(everything['cells']['leak']['bytes_per_step']) == 1
+    verdicts = {limit['what']: limit['verdict'] for limit in everything['limits']}
+    assert verdicts['leak, bytes per step'] == 'not judged'
+    assert verdicts['values that differ in a rerun'] == 'not measured'
+    assert (tmp_path / 'png' / records.DATASET_INFO).exists() and (tmp_path / 'jpeg' / records.DATASET_INFO).exists()
+    table = (tmp_path / 'gpu.md').read_text()
+    assert table in done.stdout and '| leak | ' in table and '| copying | ' in table
+
+
+def test_a_cell_that_fails_is_named_and_the_others_go_on(tmp_path):
+    done = measure_on_gpus(tmp_path, '--parts=records,ceilings', '--cityscapes_dir=/nowhere')
+    assert done.returncode == entry.MISSING_INPUT, done.stdout + done.stderr
+    everything = json.loads((tmp_path / 'gpu.json').read_text())
+    assert list(everything['failed']) == ['records png', 'records jpeg'] and 'ceilings' in everything['cells']
+    assert '/nowhere' in everything['failed']['records png']['said'][-1]
+    assert '| records png | FAILED with status 66: ' in (tmp_path / 'gpu.md').read_text()
+    done = measure_on_gpus(tmp_path, '--parts=ceiling')
+    assert done.returncode == entry.BAD_USAGE and 'choose parts of ceilings' in done.stderr

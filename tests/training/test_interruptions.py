@@ -86,7 +86,7 @@ def test_what_takes_too_long_is_ended_in_time(tmp_path, data_dir):
     done = tiny.run(tiny.train_command(tmp_path / 'b', data_dir, runtime__stall_seconds=5, **long))
     assert done.returncode == entry.PEER_LOST, done.stderr
     assert 'config.runtime.stall_seconds=5' in done.stderr.splitlines()[-1]
-    assert 'in main' in done.stderr, 'the stacks'
+    assert 'in main' in done.stderr, done.stderr  # the stacks
 
 
 @pytest.mark.parametrize('hindrance', ['no reader', 'a full pipe', 'a full pipe and a stall', 'a hanging filesystem'])

@@ -1,0 +1,230 @@
+"""Everything there is to measure where GPUs are, in one command: a table, a JSON file, and limits that are kept or not.
+
+    python -m benchmarks.gpu --scale=1,8 --minutes=10
+
+Each cell is a program of its own (see gpu.log in the folder for what it said), on one GPU unless it is about several.
+One that fails is named with its last lines, and the others go on. What matters most comes first: cells that --minutes
+leaves no time for are named too. Where there is no GPU the same cells run in miniature, and limits of speed are not
+judged.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+from absl import flags
+
+from benchmarks import cells
+from launch import entry, files, host
+
+_FOLDER = flags.DEFINE_string('folder', 'gpu', 'Where tables and figures go.')
+_SCALE = flags.DEFINE_list('scale', ['1'], 'Numbers of GPUs, or of workers without GPUs, to compare, e.g. 1,8.')
+_MINUTES = flags.DEFINE_float('minutes', 10, 'For all cells; a cell is begun only before.', lower_bound=0.1)
+_PARTS = flags.DEFINE_list('parts', list(cells.PARTS), f'What to measure, of {",".join(cells.PARTS)}.')
+_CITYSCAPES_DIR = flags.DEFINE_string('cityscapes_dir', None, 'Dataset to read; default a synthetic one is drawn.')
+
+_START_SECONDS = 30  # of a cell: imports, compilation
+_LONGEST = 1800  # seconds that a cell may take; one that hangs is stopped then
+_TAIL = 5  # last lines that are shown of a cell that failed
+
+
+@dataclasses.dataclass(frozen=True)
+class Limit:
+    """A figure that should not fall below a limit, or exceed it if `at_most`.
+
+    Attributes:
+      what: the figure, in words.
+      limit: in the unit of the figure.
+      cells: whose JSON it is taken from.
+      value: takes it out of theirs.
+      at_most: the figure should not exceed the limit.
+      everywhere: it is judged in miniature too.
+    """
+
+    what: str
+    limit: float
+    cells: tuple[str, ...]
+    value: Callable[..., float]
+    at_most: bool = False
+    everywhere: bool = False
+
+
+def _rate(found: dict, part: str) -> float:
+    return found[part]['images_per_second']
+
+
+def _share_of_matrix(found: dict) -> float:
+    conditions = found['conditions']
+    return _rate(found, 'step') * conditions['step_flops_per_image'] / conditions['matrix_flops_per_second']
+
+
+def _efficiency(found: dict) -> float:
+    most = max(found, key=int)
+    return _rate(found[most], 'step') / (
+        int(most) / int(min(found, key=int)) * _rate(found[min(found, key=int)], 'step')
+    )
+
+
+LIMITS = (
+    Limit('checks of preflight that failed', 0, ('preflight',), lambda found: found['failed'], True, True),
+    Limit('step / matrix product in bfloat16', 0.4, ('step cityscapes bfloat16 XLA',), _share_of_matrix),
+    Limit(
+        'memory of the step / its estimate',
+        1.3,
+        ('step cityscapes bfloat16 XLA',),
+        lambda found: found['step']['peak_bytes'] / found['conditions']['estimated_peak_bytes'],
+        at_most=True,
+    ),
+    Limit('time of the step / Keras fit', 1.0, ('fit',), lambda found: found['ratios']['ours / fit'][0], at_most=True),
+    *(
+        Limit(
+            f'loading {kind} and step together / step alone',
+            0.95,
+            (f'loading {kind}',),
+            lambda found: _rate(found, 'end_to_end') / _rate(found, 'step'),
+        )
+        for kind in ('png', 'jpeg')
+    ),
+    Limit('efficiency of the most devices', 0.9, ('scaling',), _efficiency),
+    Limit('values that differ in a rerun', 0, ('rerun',), lambda found: len(found['rerun_differs']), True, True),
+    Limit('values that differ when resumed', 0, ('rerun',), lambda found: len(found['resumed_differs']), True, True),
+    *(
+        Limit(
+            f'{cell}, bytes per step',
+            3072,
+            (cell,),
+            lambda found: max(found['bytes_per_step']),
+            at_most=True,
+        )
+        for cell in ('leak', 'leak of workers')
+    ),
+)
+
+
+def main() -> int:
+    unknown = set(_PARTS.value) - set(cells.PARTS)
+    if unknown or not all(count.isdecimal() and int(count) for count in _SCALE.value):
+        raise entry.UserError(
+            entry.BAD_USAGE,
+            f'--parts={",".join(_PARTS.value)} --scale={",".join(_SCALE.value)}: choose parts of '
+            f'{",".join(cells.PARTS)}, and give numbers, e.g. 1,8',
+        )
+    gpus, folder = host.visible_gpus(), pathlib.Path(_FOLDER.value)
+    counts = sorted({1, *map(int, _SCALE.value)})
+    most = len(gpus) or host.cores()
+    if counts[-1] > most:
+        raise entry.UserError(
+            entry.BAD_CONFIG, f'--scale={counts[-1]}: this host has {most} {"GPUs" if gpus else "cores"}'
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    planned = [
+        cell for cell in cells.plan(folder, counts, not gpus, _CITYSCAPES_DIR.value) if cell.part in _PARTS.value
+    ]
+    seconds = min(20.0, max(2.0, _MINUTES.value * 60 / len(planned) - _START_SECONDS)) if gpus else 1.0
+    found, failed, left_out = {}, {}, []
+    deadline = time.monotonic() + 60 * _MINUTES.value
+    with (folder / 'gpu.log').open('w') as log:
+        for cell in planned:
+            if time.monotonic() > deadline:
+                left_out.append(cell.name)
+                continue
+            print(f'--- {cell.name}', flush=True)
+            status, said = _run(cell, seconds, gpus)
+            log.write(f'=== {cell.name}: status {status}\n{said}\n')
+            log.flush()
+            figures = _figures(cell, said)
+            if figures is not None:
+                found[cell.name] = figures
+            if status:
+                failed[cell.name] = {'status': status, 'said': said.splitlines()[-_TAIL:]}
+                print('\n'.join([f'FAILED with status {status}:', *failed[cell.name]['said']]), flush=True)
+    verdicts = list(_verdicts(found, miniature=not gpus))
+    table = '\n'.join(_table(found, failed, left_out, verdicts, seconds))
+    everything = {
+        'miniature': not gpus,
+        'seconds': seconds,
+        'cells': found,
+        'failed': failed,
+        'left_out': left_out,
+        'limits': verdicts,
+    }
+    files.write_atomically(str(folder / 'gpu.json'), json.dumps(everything, indent=1) + '\n')
+    files.write_atomically(str(folder / 'gpu.md'), table + '\n')
+    print(f'\n{table}\n\nAll figures: {folder / "gpu.json"}')
+    if failed:
+        return next(iter(failed.values()))['status']
+    return entry.BUG if any(verdict['verdict'] == 'MISSED' for verdict in verdicts) else entry.OK
+
+
+def _run(cell: cells.Cell, seconds: float, gpus: list[str]) -> tuple[int, str]:
+    """Runs a cell's program. Returns its status, as a program may end with it, and all that it said."""
+    cell.output.unlink(missing_ok=True)
+    cell.output.parent.mkdir(parents=True, exist_ok=True)
+    environ = dict(os.environ)
+    if gpus:
+        environ['CUDA_VISIBLE_DEVICES'] = ','.join(gpus[: cell.devices])
+    command = [argument.format(seconds=seconds, steps=max(6, int(10 * seconds))) for argument in cell.command]
+    try:
+        done = subprocess.run(
+            [sys.executable, '-m', *command],
+            env=environ,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors='replace',
+            timeout=_LONGEST,
+        )
+    except subprocess.TimeoutExpired as error:
+        said = (error.output or b'').decode(errors='replace')
+        return entry.PEER_LOST, f'{said}\nstopped: it took more than {_LONGEST} s'
+    return done.returncode if 0 <= done.returncode < 128 else entry.BUG, done.stdout
+
+
+def _figures(cell: cells.Cell, said: str) -> dict | None:
+    """What the program wrote; for preflight, which prints an object per check, the checks by name."""
+    if cell.name == 'preflight':
+        checks = [json.loads(line) for line in said.splitlines() if line.startswith('{')]
+        failed = sum(not check['passed'] for check in checks)
+        return {'failed': failed, 'checks': checks} if checks else None
+    return files.read_json(str(cell.output)) if cell.output.exists() else None
+
+
+def _verdicts(found: dict[str, dict], miniature: bool) -> Iterator[dict]:
+    for limit in LIMITS:
+        verdict, value = 'not measured', None
+        if all(cell in found for cell in limit.cells):
+            value = limit.value(*(found[cell] for cell in limit.cells))
+            kept = value <= limit.limit if limit.at_most else value >= limit.limit
+            verdict = 'not judged' if miniature and not limit.everywhere else 'met' if kept else 'MISSED'
+        sign = 'at most' if limit.at_most else 'at least'
+        yield {'what': limit.what, 'value': value, 'limit': f'{sign} {limit.limit}', 'verdict': verdict}
+
+
+def _table(
+    found: dict[str, dict], failed: dict[str, dict], left_out: list[str], verdicts: list[dict], seconds: float
+) -> Iterator[str]:
+    """The lines of the Markdown page."""
+    device = found.get('ceilings', {}).get('device', 'unknown device')
+    yield f'On {device}, {host.cores()} cores, {seconds:.0f} s per cell:\n'
+    yield from ('| what | figure |', '|---|---|')
+    for name, figures in found.items():
+        for row, text in cells.rows(name, figures):
+            yield f'| {row} | {text} |'
+    for name, failure in failed.items():
+        last = failure['said'][-1] if failure['said'] else 'it said nothing'
+        yield f'| {name} | FAILED with status {failure["status"]}: {last.replace("|", "/")} |'
+    if left_out:
+        yield f'| no time left for | {", ".join(left_out)} |'
+    yield from ('', '| limit | found | aim | |', '|---|---|---|---|')
+    for verdict in verdicts:
+        value = '' if verdict['value'] is None else f'{verdict["value"]:.2f}'
+        yield f'| {verdict["what"]} | {value} | {verdict["limit"]} | {verdict["verdict"]} |'
+
+
+if __name__ == '__main__':
+    entry.run(main)
