@@ -44,7 +44,7 @@ def ignore_broken_pipes() -> None:
 def cores() -> int:
     """Returns the number of CPU cores that this process may use: in a container or a job fewer than the host has."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-    return max(1, min(allowed, math.ceil(cpu_quota())))
+    return max(1, math.ceil(min(allowed, cpu_quota())))
 
 
 def cpu_quota(groups: str = '/proc/self/cgroup', root: str = '/sys/fs/cgroup') -> float:

@@ -238,7 +238,8 @@ def _pod_problems(pod: dict) -> list[str]:
         rights = container['securityContext']
         if rights['allowPrivilegeEscalation'] or not rights['readOnlyRootFilesystem']:
             found.append('more rights than needed')
-        if rights['capabilities'] != {'drop': ['ALL']}:
+        kept = rights['capabilities'].get('add', [])  # RDMA needs to lock memory
+        if rights['capabilities'].get('drop') != ['ALL'] or kept not in ([], ['IPC_LOCK']):
             found.append('keeps capabilities')
         if not set(paths) >= {'/dev/shm', dict_of(container['env'])['HOME'], dict_of(container['env'])['TMPDIR']}:
             found.append('nowhere to write to')

@@ -51,3 +51,7 @@ def test_the_quota_of_a_container_counts(tmp_path, groups, files, expected):
         path.write_text(content + '\n')
     (tmp_path / 'self').write_text(groups + '\n')
     assert host.cpu_quota(str(tmp_path / 'self'), str(tmp_path / 'cgroup')) == expected
+
+
+def test_there_is_always_a_core():
+    assert host.cores() >= 1
