@@ -103,20 +103,6 @@ def test_microbatches_equal_the_whole_batch(tmp_path, data_dir):
         assert max(np.abs(values[1][n] - values[parts][n]).max() for n in values[1] if n.startswith('model/')) < 1e-9
 
 
-def test_a_second_start_compiles_nothing(tmp_path, data_dir):
-    """What XLA compiled for the first lies in the workdir, sealed."""
-    found = []
-    fields = {'num_steps': 3, 'eval__every_steps': 3, 'checkpoint__every_steps': 1, 'runtime__jit_compile': 'auto'}
-    for _ in range(2):
-        for file in tmp_path.glob('checkpoints/ckpt-3.*'):  # the second takes the last step again
-            file.unlink()
-        command = tiny.train_command(tmp_path, data_dir, **fields)
-        done = tiny.run(command, TF_XLA_FLAGS='')  # in a new process
-        assert done.returncode == 0, done.stderr
-        found.append({path.name: path.stat().st_mtime_ns for path in tmp_path.glob('xla_cache/*/*')})
-    assert len(found[0]) >= 2 and 'sealed.json' in found[0] and found[0] == found[1], found
-
-
 def test_a_run_is_whole(undisturbed):
     workdir, output = undisturbed
     lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]

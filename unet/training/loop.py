@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 import tensorflow as tf
 
-from launch import entry, xla_cache
+from launch import entry
 from unet.distributed import cluster, shutdown
 from unet.training import checkpoint, metric_writer, schedule, step, train_log
 from unet.training import workdir as workdir_files
@@ -91,7 +91,6 @@ def train(run: Run) -> dict[str, float]:
         if chief and done > saved:
             folder = os.path.join(run.workdir, workdir_files.CHECKPOINTS)
             checkpoint.save(folder, run.contents, step=done, keep=run.checkpoints_kept)
-            xla_cache.seal(run.workdir)
         saved = done
 
     with profiler, train_log.TrainLog(run.num_steps, start, run.global_batch) as log:
