@@ -73,6 +73,7 @@ def main(arguments: list[str]) -> int:
         arguments, python=python, workers=_NODES.value, gpus=gpus, data_is_here=not _DATA_ELSEWHERE.value
     )
     _check_resources(gpus)
+    script = _render(spec, gpus, 'dry-run')  # which finds mistakes
     if gpus and not _CPUS.value:
         print(
             'warn  --cpus_per_task is not given: many sites then give a task one core, which cannot feed a GPU. Two to '
@@ -80,7 +81,6 @@ def main(arguments: list[str]) -> int:
             file=sys.stderr,
         )
     if job_spec.DRY_RUN.value:
-        script = _render(spec, gpus, 'dry-run')
         print(script, end='', flush=True)
         slurm_jobs.test_only(script)
         return entry.OK

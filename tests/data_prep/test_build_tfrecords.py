@@ -38,7 +38,7 @@ def built(tmp_path_factory, source):
 def large(tmp_path_factory):
     """Pairs that take long enough to be interrupted while they are built, and the records of an undisturbed build."""
     folder = tmp_path_factory.mktemp('large')
-    trees.write_tree(folder / 'source', {'train': [f'ulm_{number:06d}' for number in range(160)]}, (256, 512))
+    trees.write_tree(folder / 'source', {'train': [f'ulm_{number:06d}' for number in range(480)]}, (256, 512))
     assert trees.build(folder / 'source', folder / 'records', '--image_format=jpeg').returncode == 0
     return folder
 

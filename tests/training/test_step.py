@@ -44,7 +44,9 @@ from unet.diagnostics import selfcheck
 from unet.distributed import cluster
 strategy, found = cluster.make_strategy(2), {}
 for over in ('global_batch', 'device'):
-    config = selfcheck.small(default.get_config(), replicas=2)
+    config = default.get_config()
+    config.model.depth = 3
+    config = selfcheck.small(config, replicas=2)
     config.precision, config.model.norm_over, config.model.norm_momentum = 'float64', over, 0.0
     training = selfcheck.Training(config, labels.CITYSCAPES, strategy)
     training.take_step(0)
