@@ -10,6 +10,7 @@ from etils import epath
 from PIL import __version__ as pillow_version
 
 from data_prep import build_state, cityscapes_layout, images, labels, metadata, shards
+from launch import folders as launch_folders
 
 
 def build(
@@ -32,12 +33,24 @@ def build(
       UserError: MISSING_INPUT or BAD_DATA if the source is not as it should be, IN_USE if the folder holds anything
         else.
     """
-    started, data_dir = time.monotonic(), epath.Path(settings.data_dir)
     found = cityscapes_layout.scan(settings.source, annotations, folders)
     if len(classes := labels.classes(settings.table)) == 1:
         print(f'Note: {classes[0].name} is the only class that is scored: {labels.ONE_CLASS}')
     for warning in found.warnings:
         print(f'Note: {warning}')
+    with launch_folders.named_at_the_end(found.passed_over):
+        _build_of(found, settings, write_shards, annotations, seed)
+
+
+def _build_of(
+    found: cityscapes_layout.Scan,
+    settings: shards.Settings,
+    write_shards: Callable[[list[shards.Shard]], None],
+    annotations: str,
+    seed: int,
+) -> None:
+    """Builds the folder of what a scan found."""
+    started, data_dir = time.monotonic(), epath.Path(settings.data_dir)
     if not settings.skip_bad:
         cityscapes_layout.raise_problems(settings.source, found.problems)
     plan = shards.plan(found.pairs, seed)

@@ -16,14 +16,15 @@ import hashlib
 from etils import epath
 
 from data_prep import images, source_files
-from launch import entry
+from launch import entry, folders
 
 IMAGES, FINE, COARSE = 'leftImg8bit', 'gtFine', 'gtCoarse'
 SPLITS = {'train': 'train', 'val': 'validation', 'test': 'test', 'train_extra': 'train_extra'}  # folder -> split
 
 _IMAGE_SUFFIXES = tuple(f'_{IMAGES}{suffix}' for suffix in ('.png', '.jpg', '.jpeg'))
 _LABEL_SUFFIXES = ('_labelIds.png', '_polygons.json')  # the first of them that is there is used
-_OTHER_SUFFIXES = ('_color.png', '_instanceIds.png', '_labelTrainIds.png', '_instanceTrainIds.png')
+_MADE_OF_LABELS = (f'_{FINE}_', f'_{COARSE}_')  # in the names of all that Cityscapes and its scripts make of them
+_UNLABELLED = 'demoVideo'  # frames that Cityscapes offers beside its splits
 _PICTURES = ('.png', '.jpg', '.jpeg')
 _LISTED = 20  # problems shown before the rest is only counted
 _READERS = 32  # threads that read file headers, so that remote storage is not waited for file by file
@@ -66,11 +67,15 @@ class Scan:
       pairs: the usable ones, by split and image id.
       problems: one line each: file, what is wrong, likely cause, remedy.
       warnings: one line each.
+      passed_over: locations of files that look like images, of a kind that is not read.
+      foreign: locations of other files that are not part of the dataset.
     """
 
     pairs: list[Pair]
     problems: list[str]
     warnings: list[str]
+    passed_over: list[str] = dataclasses.field(default_factory=list)
+    foreign: list[str] = dataclasses.field(default_factory=list)
 
 
 def digest(pairs: list[Pair]) -> str:
@@ -89,12 +94,12 @@ def scan(cityscapes_dir: epath.PathLike, annotations: str = FINE, folders: tuple
     Raises:
       UserError: MISSING_INPUT if the folder is not a dataset in this layout.
     """
-    root = epath.Path(cityscapes_dir)
-    found = source_files.list_all(root, (IMAGES, FINE, COARSE)) if root.is_dir() else {}
+    root, result = epath.Path(cityscapes_dir), Scan([], [], [])
+    found = source_files.list_all(root, (IMAGES, FINE, COARSE), result.problems) if root.is_dir() else {}
     if not any(name.startswith(f'{IMAGES}/') for name in found):
+        raise_problems(root, result.problems)
         raise entry.UserError(entry.MISSING_INPUT, _wrong_folder(root))
     kind_of = {folder: COARSE if folder == 'train_extra' else annotations for folder in folders}
-    result = Scan([], [], [])
     by_place = _sort_out(found, kind_of, result)
     for folder in folders:
         found_images = _by_stem(by_place[IMAGES, folder], _IMAGE_SUFFIXES, result)
@@ -110,6 +115,9 @@ def scan(cityscapes_dir: epath.PathLike, annotations: str = FINE, folders: tuple
             result.warnings.append(
                 f'{kind_of[folder]}/{folder}: {len(found_labels):,} label files, no {IMAGES}/{folder}; split left out.'
             )
+    if result.foreign:
+        rest = f' and {len(result.foreign) - 3:,} more' if len(result.foreign) > 3 else ''
+        result.warnings.append(f'not part of the dataset, passed over: {", ".join(result.foreign[:3])}{rest}.')
     _drop_repeated(result)
     _check_headers(root, result)
     if not result.pairs and not result.problems:
@@ -150,18 +158,25 @@ def _wrong_folder(root: epath.Path) -> str:
 
 
 def _sort_out(found: dict[str, str], kind_of: dict[str, str], result: Scan) -> dict[tuple[str, str], list[str]]:
-    """(kind, split folder) -> locations of the files two folders below; notes what lies anywhere else."""
+    """(kind, split folder) -> locations of the images, or label files, two folders below; notes what lies anywhere
+    else, and what is neither."""
     places, flat, unknown = collections.defaultdict(list), collections.Counter(), collections.Counter()
     for name, location in found.items():
-        kind, *folders, _ = name.split('/')
-        if kind != IMAGES and kind not in kind_of.values():
+        kind, *above, file = name.split('/')
+        if kind != IMAGES and kind not in kind_of.values() or above[:1] == [_UNLABELLED]:
             continue
-        if folders and folders[0] not in SPLITS:
-            unknown[f'{kind}/{folders[0]}'] += 1
-        elif len(folders) != 2:
-            flat['/'.join([kind, *folders])] += 1
+        if not file.endswith(_IMAGE_SUFFIXES if kind == IMAGES else _LABEL_SUFFIXES):
+            if any(part in file for part in _MADE_OF_LABELS):
+                continue
+            if not file.lower().endswith(_PICTURES):
+                (result.passed_over if folders.looks_like_image(file) else result.foreign).append(location)
+                continue
+        if above and above[0] not in SPLITS:
+            unknown[f'{kind}/{above[0]}'] += 1
+        elif len(above) != 2:
+            flat['/'.join([kind, *above])] += 1
         else:
-            places[kind, folders[0]].append(location)
+            places[kind, above[0]].append(location)
     result.problems += [
         f'{folder}: {count} file(s), but this is not a split. Expected {", ".join(SPLITS)}: rename the folder.'
         for folder, count in unknown.items()
@@ -181,14 +196,9 @@ def _by_stem(locations: list[str], suffixes: tuple[str, ...], result: Scan) -> d
         file = location.rpartition('/')[2]
         suffix = next((suffix for suffix in suffixes if file.endswith(suffix)), None)
         if suffix is None:
-            if file.endswith(_OTHER_SUFFIXES) and suffixes != _IMAGE_SUFFIXES:
-                continue
-            if file.lower().endswith(_PICTURES):
-                result.problems.append(
-                    f'{location}: stray file, its name should end in {suffixes[0]}. Rename it, or move it away.'
-                )
-            else:
-                result.warnings.append(f'{location}: not part of the dataset, passed over.')
+            result.problems.append(
+                f'{location}: stray file, its name should end in {suffixes[0]}. Rename it, or move it away.'
+            )
             continue
         if not _is_utf8(location):
             result.problems.append(f'{location!a}: its name is not UTF-8, as image ids are. Rename it (convmv does).')
@@ -221,11 +231,13 @@ def _pair_up(folder: str, kind: str, found_images: dict[str, str], found_labels:
             )
         else:
             result.pairs.append(Pair(SPLITS[folder], stem, image, label, 0))
-    result.problems += [
-        f'{label}: no image {stem}_{IMAGES}.png under {IMAGES}/{folder}. Was it forgotten in the copy? '
-        'Copy it, or remove the label.'
-        for stem, label in sorted(labels_left.items())
-    ]
+    unread = {location.rpartition('/')[2].rpartition('.')[0]: location for location in result.passed_over}
+    for stem, label in sorted(labels_left.items()):
+        other = unread.get(f'{stem}_{IMAGES}')
+        cause = f'{other} is not read: save it as PNG or JPEG' if other else 'Was it forgotten in the copy? Copy it'
+        result.problems.append(
+            f'{label}: no image {stem}_{IMAGES}.png under {IMAGES}/{folder}. {cause}, or remove the label.'
+        )
 
 
 def _is_utf8(name: str) -> bool:

@@ -18,7 +18,7 @@ from absl import flags
 from PIL import Image
 
 from data_prep import executors, synthetic_scene
-from launch import entry, files, host, progress
+from launch import entry, files, folders, host, progress
 
 _CITYSCAPES_DIR = flags.DEFINE_string(
     'cityscapes_dir',
@@ -79,9 +79,12 @@ def refuse_foreign_images(root: pathlib.Path, tasks: list[tuple[str, int]]) -> N
       UserError: BAD_USAGE, naming one of them.
     """
     ours = {paths(root, *task)[0] for task in tasks}
-    found = (path for path in sorted((root / 'leftImg8bit').rglob('*')) if path.is_file())
-    foreign = [path for path in found if path not in ours and not path.name.startswith('.')]
-    if foreign:
+    images = root / 'leftImg8bit'
+    problems: list[str] = []
+    found = [images / name for name in folders.files_below(images, problems)] if images.is_dir() else []
+    if problems:
+        raise entry.UserError(entry.BAD_USAGE, f'--cityscapes_dir={root}: {problems[0]}')
+    if foreign := [path for path in found if path not in ours]:
         raise entry.UserError(
             entry.BAD_USAGE,
             f'--cityscapes_dir={root} holds {len(foreign)} images that this command would not write, such as '

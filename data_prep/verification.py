@@ -9,7 +9,7 @@ import numpy as np
 from etils import epath
 
 from data_prep import cityscapes_layout, executors, images, metadata, records, shards, tfrecord
-from launch import entry, progress
+from launch import entry, folders, progress
 
 _BLOCK = 1 << 20  # bytes read at a time where a file is only digested
 
@@ -52,10 +52,12 @@ def check(data_dir: epath.PathLike, source: str | None, workers: int) -> dict | 
     cityscapes_layout.raise_problems(
         data_dir, records.check_files(data_dir, manifest) if manifest else [], 'nothing more was read.'
     )
-    pairs, problems = (None, []) if source is None else find_pairs(data_dir, manifest, source)
-    settings = _settings(data_dir, manifest, source)
-    problems += verify(data_dir, manifest, settings, pairs, workers)
-    cityscapes_layout.raise_problems(data_dir, problems, 'the records are not to be trusted.')
+    passed_over: list[str] = []
+    with folders.named_at_the_end(passed_over):
+        pairs, problems = (None, []) if source is None else find_pairs(data_dir, manifest, source, passed_over)
+        settings = _settings(data_dir, manifest, source)
+        problems += verify(data_dir, manifest, settings, pairs, workers)
+        cityscapes_layout.raise_problems(data_dir, problems, 'the records are not to be trusted.')
     return manifest
 
 
@@ -81,16 +83,20 @@ def read_intact_manifest(data_dir: epath.Path) -> dict | None:
 
 
 def find_pairs(
-    data_dir: epath.Path, manifest: dict | None, source: str
+    data_dir: epath.Path, manifest: dict | None, source: str, passed_over: list[str]
 ) -> tuple[dict[str, cityscapes_layout.Pair], list[str]]:
-    """Finds the pair of the source for each image id, and problems: images that only one side has."""
-    folders = {split: folder for folder, split in cityscapes_layout.SPLITS.items()}
+    """Finds the pair of the source for each image id, and problems: images that only one side has.
+
+    Files that look like images and are not read are appended to `passed_over`.
+    """
+    folder_of = {split: folder for folder, split in cityscapes_layout.SPLITS.items()}
     splits = [name for name, size in records.split_sizes(data_dir).items() if size]
     found = cityscapes_layout.scan(
         source,
         manifest['flags']['annotations'] if manifest else cityscapes_layout.FINE,
-        tuple(folders[split] for split in splits if split in folders),
+        tuple(folder_of[split] for split in splits if split in folder_of),
     )
+    passed_over += found.passed_over
     skipped = manifest['skipped'] if manifest else []
     left_out = {line.partition(': ')[0] for line in skipped}
     pairs = {pair.image_id: pair for pair in found.pairs}
@@ -149,13 +155,16 @@ def verify_shard(task: Task, settings: shards.Settings) -> Finding:
         try:
             found = _check_record(tfrecord.read_record(os.fspath(path), offset, length), row, task, settings)
             counts += found
-        except (ValueError, entry.UserError) as error:
+        except (ValueError, OSError, entry.UserError) as error:
             text = 'its checksum differs' if isinstance(error, entry.UserError) else error
             problems.append(f'{task.file}: image id {image_id}: {text}')
     if task.size is not None and task.rows and at != task.size:
         problems.append(f'{task.file}: the index ends at byte {at:,}, the file at {task.size:,}.')
-    if task.sha256 and _digest(path) != task.sha256:
-        problems.append(f'{task.file}: the file differs from its digest in the manifest.')
+    try:
+        if task.sha256 and _digest(path) != task.sha256:
+            problems.append(f'{task.file}: the file differs from its digest in the manifest.')
+    except OSError as error:
+        problems.append(f'{task.file}: cannot be read ({error.strerror}).')
     return Finding(task.file, problems, counts)
 
 

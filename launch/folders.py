@@ -10,6 +10,7 @@ Links are followed, to files and to folders, but not a link to a folder that one
 cannot be read or a link that leads nowhere costs a line in `problems` and nothing else.
 """
 
+import contextlib
 import os
 import pathlib
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ _LEFTOVERS = frozenset(
         'lost+found', '__pycache__',
     )
 )  # fmt: skip
+_LISTED = 20  # files named before the rest is only counted
 # Of files that people take for images, whether or not a program here reads them.
 _IMAGE_SUFFIXES = frozenset(
     (
@@ -46,6 +48,22 @@ def is_leftover(name: str) -> bool:
 def looks_like_image(name: str) -> bool:
     """Says whether a file's name ends as that of an image does, of whatever format."""
     return os.path.splitext(name)[1].lower() in _IMAGE_SUFFIXES
+
+
+@contextlib.contextmanager
+def named_at_the_end(passed_over: list[str]) -> Iterator[None]:
+    """Prints, once the block is done or has failed, how many files look like images and were not read, and which."""
+    try:
+        yield
+    finally:
+        if passed_over:
+            rest = f' and {len(passed_over) - _LISTED:,} more' if len(passed_over) > _LISTED else ''
+            formats = ', '.join(sorted({os.path.splitext(name)[1].lower() for name in passed_over}))
+            print(
+                f'Passed over: {len(passed_over):,} file(s) that look like images, since {formats} are not read: '
+                f'{", ".join(passed_over[:_LISTED])}{rest}',
+                flush=True,
+            )
 
 
 def files_below(folder: epath.PathLike, problems: list[str]) -> Iterator[str]:

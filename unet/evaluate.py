@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     import numpy as np
     from ml_collections import ConfigDict
 
-    from data_prep import labels, records
+    from data_prep import labels, records, source_files
     from unet.distributed import process_group, shutdown
-    from unet.evaluation import accumulator, instance_iou
+    from unet.evaluation import accumulator
 
 Result = TypeVar('Result')
 
@@ -109,7 +109,7 @@ def _evaluate(
     split: 'records.Split',
     inference: options.InferenceOptions,
     scored: bool,
-    instance_files: 'dict[str, instance_iou.File] | None',
+    instance_files: 'dict[str, source_files.File] | None',
     stop: 'shutdown.StopRequest',
 ) -> None:
     """Predicts the split on all processes, and writes the scores, the submission, or both.

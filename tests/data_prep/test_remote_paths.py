@@ -127,7 +127,7 @@ def test_remote_records_are_verified_against_a_remote_source(local, bucket):
     trees.build_here(bucket / 'source', bucket / 'records')
     manifest = verification.read_intact_manifest(bucket / 'records')
     assert records.check_files(bucket / 'records', manifest) == []
-    pairs, problems = verification.find_pairs(bucket / 'records', manifest, str(bucket / 'source'))
+    pairs, problems = verification.find_pairs(bucket / 'records', manifest, str(bucket / 'source'), [])
     assert len(pairs) == 5 and not problems
     split = records.read_split(bucket / 'records', 'validation')
     row = (0, int(split.length[0]), 24, 40, 1, 'c_1')

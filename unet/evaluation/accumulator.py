@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from data_prep import labels
+from data_prep import labels, source_files
 from unet.evaluation import boundary_iou, instance_iou, metrics
 
 
@@ -40,7 +40,7 @@ def count_image(
     truth: np.ndarray,
     prediction: np.ndarray,
     table: labels.Table,
-    instance_files: Mapping[str, instance_iou.File] | None = None,
+    instance_files: Mapping[str, source_files.File] | None = None,
 ) -> Counts:
     """Counts what all scores need of one image.
 

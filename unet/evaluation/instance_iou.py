@@ -11,16 +11,15 @@ Source: cityscapesScripts, evaluation/evalPixelLevelSemanticLabeling.py; https:/
 
 import io
 import math
-import zipfile
+import os
 from collections.abc import Sequence
-from typing import TypeAlias
 
 import numpy as np
 from etils import epath
 from PIL import Image
 
-from data_prep import labels
-from launch import entry, files
+from data_prep import labels, source_files
+from launch import entry
 from unet.evaluation import metrics
 
 # Pixels of the average instance in Cityscapes; constants of the official evaluator.
@@ -40,10 +39,8 @@ _PER_CLASS = 1000  # an instance's id is 1000 times its label id plus a number; 
 _KINDS = ('gtFine', 'gtCoarse')  # the first that has an image's file is used
 _SUFFIX = '_instanceIds.png'
 
-File: TypeAlias = epath.Path | zipfile.Path
 
-
-def find(cityscapes_dir: epath.PathLike, image_ids: Sequence[str]) -> dict[str, File]:
+def find(cityscapes_dir: epath.PathLike, image_ids: Sequence[str]) -> dict[str, source_files.File]:
     """Finds the instance file of each image, in the extracted tree or in the zip files as they were downloaded.
 
     Args:
@@ -54,33 +51,33 @@ def find(cityscapes_dir: epath.PathLike, image_ids: Sequence[str]) -> dict[str, 
       The file of each image by its id.
 
     Raises:
-      UserError: MISSING_INPUT if there is no such folder or an image has no instance file in it.
+      UserError: MISSING_INPUT if there is no such folder or an image has no instance file in it, BAD_DATA if a zip file
+        in it cannot be read.
     """
     root = epath.Path(cityscapes_dir)
     if not root.exists():
         raise entry.UserError(entry.MISSING_INPUT, f'--cityscapes_dir={root}: no such folder')
-    found: dict[str, File] = {}
+    problems: list[str] = []
+    there = source_files.list_all(root, _KINDS, problems)
+    found: dict[str, source_files.File] = {}
     for kind in _KINDS:
         suffix = f'_{kind}{_SUFFIX}'
-        cities = [city for split in files.matching(root / kind, '*') for city in files.matching(split, '*')]
-        there: list[File] = [file for city in cities for file in files.matching(city, f'*{suffix}')]
-        for path in files.matching(root, f'{kind}*.zip'):
-            archive = zipfile.ZipFile(path.open('rb'))
-            there += [zipfile.Path(archive, name) for name in archive.namelist() if name.endswith(suffix)]
-        for file in there:
-            found.setdefault(file.name.removesuffix(suffix), file)
+        for name, location in there.items():
+            if name.startswith(f'{kind}/') and name.endswith(suffix):
+                image_id = name.rpartition('/')[2].removesuffix(suffix)
+                found.setdefault(image_id, source_files.File(os.fspath(root), location))
     missing = [image_id for image_id in image_ids if image_id not in found]
     if missing:
         raise entry.UserError(
             entry.MISSING_INPUT,
             f'--cityscapes_dir={root}: no {_KINDS[0]}/*/*/{missing[0]}_{_KINDS[0]}{_SUFFIX}; {len(missing)} of '
             f'{len(image_ids)} images lack their instance file. They come with gtFine_trainvaltest.zip; leave '
-            '--cityscapes_dir out to score without instances.',
+            '--cityscapes_dir out to score without instances.' + ''.join(f'\n{problem}' for problem in problems),
         )
     return {image_id: found[image_id] for image_id in image_ids}
 
 
-def read(file: File, truth: np.ndarray) -> np.ndarray:
+def read(file: source_files.File, truth: np.ndarray) -> np.ndarray:
     """Reads an instance file and makes sure that it belongs to the image's labels.
 
     Args:
@@ -95,7 +92,7 @@ def read(file: File, truth: np.ndarray) -> np.ndarray:
     """
     try:
         instances = np.asarray(Image.open(io.BytesIO(file.read_bytes()))).astype(np.int32)
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except (*source_files.READ_ERRORS, ValueError, SyntaxError) as error:
         raise entry.UserError(entry.BAD_DATA, f'{file}: cannot be read ({error}). Copy it again.') from error
     if instances.shape != truth.shape:
         raise entry.UserError(

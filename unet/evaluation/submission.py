@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from data_prep import labels, records
-from launch import entry, files
+from launch import entry, files, folders
 
 _SUFFIX = '_pred_labelIds.png'
 _IMAGE_ID = re.compile(r'[^_/]+_\d{6}_\d{6}')
@@ -53,12 +53,13 @@ def prepare(folder: str | os.PathLike, split: records.Split, manifest: dict | No
         )
     folder = pathlib.Path(folder)
     ours = {path.name for path in paths(folder, split)}
-    foreign = sorted(path for path in folder.rglob('*.png') if path.parent != folder or path.name not in ours)
+    found = folders.files_below(folder, []) if folder.is_dir() else ()
+    foreign = [name for name in found if name.endswith('.png') and name not in ours]
     if foreign:
         raise entry.UserError(
             entry.BAD_USAGE,
-            f'--submission_dir={folder} holds other PNGs, such as {foreign[0].relative_to(folder)}, which the server '
-            'would take for predictions too. Pass another folder.',
+            f'--submission_dir={folder} holds other PNGs, such as {foreign[0]}, which the server would take for '
+            'predictions too. Pass another folder.',
         )
     folder.mkdir(parents=True, exist_ok=True)
 
