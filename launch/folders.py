@@ -50,6 +50,15 @@ def looks_like_image(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in _IMAGE_SUFFIXES
 
 
+def is_in_loop(folder: pathlib.Path) -> bool:
+    """Says whether the path of a folder goes through a link to a folder that it is in already."""
+    absolute = pathlib.Path(os.path.abspath(folder))
+    return any(
+        link.is_symlink() and os.path.realpath(link) in map(os.path.realpath, link.parents)
+        for link in (absolute, *absolute.parents)
+    )
+
+
 @contextlib.contextmanager
 def named_at_the_end(passed_over: list[str]) -> Iterator[None]:
     """Prints, once the block is done or has failed, how many files look like images and were not read, and which."""

@@ -6,16 +6,18 @@
 For each image NAME, output_dir gets label_ids/NAME.png (label ids, the original size), colors/NAME.png,
 overlays/NAME.png, panels/NAME.png (image, colours and overlay side by side with a legend) and, if asked for,
 confidence/NAME.png (the probability of the class that was chosen, 0 to 255). The frames of a video drive.mp4 become
-drive/000000.png and so on. Files that cannot be read are named and passed over; then the exit status is 65.
+drive/000000.png and so on. NAME keeps its suffix where results would overwrite each other: a.jpg.png beside a.png.png.
+Files that cannot be read or written are named at the end, and cost the others nothing; then the exit status is 65.
 """
 
+import errno
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from absl import flags
 
-from launch import entry, host, progress
+from launch import entry, folders, host, progress
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
     from data_prep import labels
 
+# What the system says of one name; all else that hinders writing would hinder the next image too.
+_OF_ONE_NAME = (errno.ENAMETOOLONG, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.EILSEQ, errno.ELOOP)
 _OUTPUTS = ('label_ids', 'colors', 'overlays', 'panels', 'confidence')
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; this or --model is required.')
@@ -59,9 +63,26 @@ def main() -> None:
     with host.quiet_import():
         from unet.data import media
 
-    sources = media.find(_IMAGES.value, leave_out=[output / kind for kind in _OUTPUTS])
+    problems: list[str] = []
+    passed_over: list[str] = []
+    with folders.named_at_the_end(passed_over):
+        sources = media.find(_IMAGES.value, problems, passed_over, leave_out=[output / kind for kind in _OUTPUTS])
+        _predict_all(sources, output, problems)
+    if problems:
+        listed = '\n  '.join(problems)
+        raise entry.UserError(entry.BAD_DATA, f'{len(problems)} could not be read or written:\n  {listed}')
 
+
+def _predict_all(sources: dict[str, pathlib.Path], output: pathlib.Path, problems: list[str]) -> None:
+    """Predicts images and videos, by name, and writes what --outputs asks for.
+
+    Args:
+      sources: see `media.find`.
+      output: the folder for the results.
+      problems: a line is appended for each file that cannot be read, and each result that cannot be written.
+    """
     with host.quiet_import():
+        from unet.data import media
         from unet.distributed import cluster
         from unet.evaluation import predict_split
         from unet.exporting import saved_model
@@ -79,21 +100,26 @@ def main() -> None:
                 inference_build.logits(config, model), model_build.id_of_class(config.labels, table)
             )
 
-    def write(name: str, image: 'np.ndarray', label_ids: 'np.ndarray', confidence: 'np.ndarray') -> None:
-        _write(output, name, image, label_ids, confidence, table)
+    def write(name: str, image: 'np.ndarray', label_ids: 'np.ndarray', confidence: 'np.ndarray') -> bool:
+        try:
+            _write(output, name, image, label_ids, confidence, table)
+        except OSError as error:
+            if error.errno not in _OF_ONE_NAME:
+                raise
+            problems.append(f'{error.filename or name}: {error.strerror}')
+            return False
+        return True
 
-    problems, done = [], 0
+    for kind in _WANTED.value:
+        (output / kind).mkdir(parents=True, exist_ok=True)
+    done = 0
     batches = media.batched(media.read(sources, problems), _BATCH.value)
     with progress.show(media.count(sources), 'image') as on_progress:
-        for _ in predict_split.in_threads(write, _predictions(outputs_of, batches, problems)):
-            done += 1
+        for written in predict_split.in_threads(write, _predictions(outputs_of, batches, problems)):
+            done += written
             on_progress(1)
     kinds = ', '.join(sorted(set(_WANTED.value), key=_OUTPUTS.index))
     print(f'{done} images by {path}: {kinds} in {output}', flush=True)
-    if problems:
-        raise entry.UserError(
-            entry.BAD_DATA, f'{len(problems)} could not be read and were passed over:\n  ' + '\n  '.join(problems)
-        )
 
 
 def _predictions(
@@ -119,16 +145,22 @@ def _predictions(
             return outputs['label_ids'], tf.zeros_like(outputs['label_ids'])
         return outputs['label_ids'], tf.cast(tf.round(255.0 * tf.reduce_max(outputs['probabilities'], -1)), tf.uint8)
 
-    for names, images in batches:
+    def outputs_of_batch(names: list[str], images: 'np.ndarray') -> 'Iterator[tuple]':
         try:
             label_ids, confidence = (tensor.numpy() for tensor in predict(tf.constant(images)))
         except tf.errors.OpError as error:
             if not device_memory.is_out_of_memory(error):
                 raise
-            size = 'x'.join(map(str, images.shape[1:3]))
-            problems += [f'{name}: {len(names)} x {size} pixels are too much for the memory' for name in names]
-            continue
-        yield from zip(names, images, label_ids, confidence, strict=True)
+            if len(names) > 1:
+                for place, name in enumerate(names):
+                    yield from outputs_of_batch([name], images[place : place + 1])
+                return
+            problems.append(f'{names[0]}: {"x".join(map(str, images.shape[1:3]))} pixels are too much for the memory')
+        else:
+            yield from zip(names, images, label_ids, confidence, strict=True)
+
+    for names, images in batches:
+        yield from outputs_of_batch(names, images)
 
 
 def _write(
