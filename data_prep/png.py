@@ -40,7 +40,11 @@ _HEADER = struct.Struct('>II5B')  # width, height, depth, colour type, compressi
 _PLAIN = {1: (8, 0, 0, 0, 0), 3: (8, 2, 0, 0, 0)}  # what the header ends with by channels: 8-bit grey, 8-bit RGB
 _LARGEST_RATIO = 1032  # of inflated to compressed bytes, https://zlib.net/zlib_tech.html
 _MOST_PIXELS = 1 << 28  # of an image that is decoded as a whole: 768 MiB in RGB
-_PILLOW_ERRORS = (UnidentifiedImageError, OSError, SyntaxError, ValueError, zlib.error)
+# Pillow's parsers raise whatever they stumble over in a damaged file.
+_PILLOW_ERRORS = (
+    UnidentifiedImageError, OSError, SyntaxError, ValueError, zlib.error, struct.error, ArithmeticError, AttributeError,
+    EOFError, LookupError, TypeError,
+)  # fmt: skip
 
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit takes an aerial photograph of 200 megapixels for an attack
 

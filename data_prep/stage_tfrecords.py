@@ -2,8 +2,9 @@
 
     python -m data_prep.stage_tfrecords --data_dir=/shared/cityscapes --to=/nvme/cityscapes --splits=train,validation
 
-Every shard is compared with the manifest's digest as it is copied, and has its name only once it is whole; killed and
-started again, it copies what is missing. --splits leaves the shards of other splits where they are, and so does a disk
+Every shard is compared with the manifest's digest as it is copied, and has its name only once it is whole; damaged ones
+are named once the others are copied, and the folder is no dataset then. Killed and started again, it copies what is
+missing. --splits leaves the shards of other splits where they are, and so does a disk
 that is too small for more: the folder then holds links to them, and is complete all the same. There are no links to
 gs:// and the like: of these, other splits are left out, and a disk that is too small is an error.
 """
@@ -60,8 +61,8 @@ def stage(source: epath.Path, target: pathlib.Path, splits: list[str], leave_fre
       Number of shards copied now, of those that were there, and of those that are links.
 
     Raises:
-      UserError: MISSING_INPUT if there is no such folder or split, BAD_DATA if a shard differs from the manifest,
-        NO_STORAGE if the disk of `target` is too small.
+      UserError: MISSING_INPUT if there is no such folder or split, BAD_DATA if shards are missing or differ from the
+        manifest, NO_STORAGE if the disk of `target` is too small.
       OSError: if `target` cannot be written to.
     """
     if str(source) == str(target):
@@ -76,7 +77,13 @@ def stage(source: epath.Path, target: pathlib.Path, splits: list[str], leave_fre
         for leftover in files.matching(target, '.*.tmp'):
             leftover.unlink()
         wanted = {name for split, names in shards.items() if not splits or split in splits for name in names}
-        originals = {name: files.stat(source / name) for names in shards.values() for name in names}
+        originals, problems = {}, []
+        for name in (name for names in shards.values() for name in names):
+            try:
+                originals[name] = files.stat(source / name)
+            except FileNotFoundError:
+                problems.append(f'{source / name}: missing. Copy it again, or build the folder again.')
+        wanted &= originals.keys()
         there = {file for file in wanted if _is_copy(target / file, originals[file])}
         todo, linked = [], []
         free = shutil.disk_usage(target).free - leave_free
@@ -101,10 +108,13 @@ def stage(source: epath.Path, target: pathlib.Path, splits: list[str], leave_fre
             copies = [pool.submit(_copy, source / file, target / file, digests.get(file)) for file in todo]
             try:
                 for copy in concurrent.futures.as_completed(copies):
-                    copy.result()
+                    if problem := copy.result():
+                        problems.append(problem)
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
+        if problems:
+            raise entry.UserError(entry.BAD_DATA, '\n'.join(sorted(problems)))
         # Last the files that make it a dataset, so that a folder without all of its shards is none.
         names = [path.name for path in files.matching(source, '*.json')]
         for name in sorted(names, key=lambda name: name == records.DATASET_INFO):
@@ -142,8 +152,9 @@ def _link(source: epath.Path, target: pathlib.Path) -> None:
     target.symlink_to(source)
 
 
-def _copy(source: epath.Path, target: pathlib.Path, digest: str | None) -> None:
-    temporary = target.parent / f'.{target.name}.tmp'
+def _copy(source: epath.Path, target: pathlib.Path, digest: str | None) -> str:
+    """Copies a shard, and returns what is wrong with it, '' if nothing; then the copy does not get its name."""
+    temporary = target.parent / files.temporary_name(target.name)
     found = hashlib.sha256()
     with files.naming(target), source.open('rb') as reader, temporary.open('wb') as writer:
         while chunk := reader.read(_CHUNK):
@@ -152,14 +163,14 @@ def _copy(source: epath.Path, target: pathlib.Path, digest: str | None) -> None:
         files.sync(writer, target)
     if digest and found.hexdigest() != digest:
         temporary.unlink()
-        raise entry.UserError(
-            entry.BAD_DATA,
+        return (
             f'{source}: its SHA-256 is {found.hexdigest()[:12]}…, {records.MANIFEST} says {digest[:12]}…. Run '
-            'python -m data_prep.verify_tfrecords, then build the folder again or copy it again.',
+            'python -m data_prep.verify_tfrecords, then build the folder again or copy it again.'
         )
     modified = files.stat(source).mtime
     os.utime(temporary, (modified, modified))
     temporary.replace(target)
+    return ''
 
 
 @contextlib.contextmanager

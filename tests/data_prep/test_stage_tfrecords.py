@@ -91,6 +91,24 @@ def test_a_damaged_shard_never_gets_its_name(built, tmp_path):
     same(built, tmp_path / 'copy')
 
 
+def test_what_is_damaged_or_missing_is_all_named_and_the_rest_is_copied(built, tmp_path):
+    source = shutil.copytree(built, tmp_path / 'source')
+    cut, gone, other = shards(source, 'train')[1], shards(source, 'train')[3], shards(source, 'validation')[0]
+    cut.write_bytes(cut.read_bytes()[:-9])
+    other.write_bytes(bytes(50))
+    gone.unlink()
+    done = stage(source, tmp_path / 'copy', '--workers=1')
+    assert done.returncode == 65 and len(done.stderr.splitlines()) == 3
+    assert all(file.name in done.stderr for file in (cut, gone, other)) and 'missing' in done.stderr
+    there = {path.name for path in (tmp_path / 'copy').glob('[!.]*')}
+    assert there == {path.name for path in source.glob('*.tfrecord-*')} - {cut.name, other.name}
+    assert not list((tmp_path / 'copy').glob('.*.tmp'))
+    for file in (cut, gone, other):
+        file.write_bytes((built / file.name).read_bytes())
+    assert '3 shards copied' in stage(source, tmp_path / 'copy').stdout
+    same(built, tmp_path / 'copy')
+
+
 def test_a_folder_that_is_built_anew_is_copied_anew(built, tmp_path):
     source = shutil.copytree(built, tmp_path / 'source')
     assert stage(source, tmp_path / 'copy').returncode == 0
