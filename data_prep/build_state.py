@@ -47,7 +47,7 @@ def is_complete(data_dir: epath.Path, flags: dict, source: dict) -> bool:
       UserError: IN_USE if it holds something else, BAD_DATA if shards of the finished dataset are missing.
     """
     if data_dir.exists() and not data_dir.is_dir():
-        raise entry.UserError(entry.IN_USE, f'{data_dir} is a file. Pass another --data_dir.')
+        raise entry.UserError(entry.BAD_USAGE, f'--data_dir={data_dir}: is a file; pass a folder')
     if not data_dir.exists() or (data_dir / record_folder.PLAN).exists():
         return False
     manifest = records.read_manifest(data_dir)

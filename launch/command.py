@@ -83,6 +83,16 @@ def compose(
     return [python, '-m', module, *places.get(module.partition('.')[0], []), *arguments]
 
 
+def value_of(name: str, arguments: list[str]) -> str:
+    """Returns the last value of a flag among the arguments; '' if it is not there."""
+    found = ''
+    for argument, following in zip(arguments, [*arguments[1:], ''], strict=True):
+        flag, equals, value = argument.partition('=')
+        if flag in (f'--{name}', f'-{name}'):
+            found = value if equals else following
+    return found
+
+
 def config_path(arguments: list[str]) -> str:
     """Returns the file that --config names among the arguments; '' if there is none."""
     for argument, following in zip(arguments, [*arguments[1:], ''], strict=False):
@@ -100,6 +110,7 @@ def read_config(arguments: list[str]) -> ConfigDict | None:
     Raises:
       UserError: with the status that the program itself would end with.
     """
+    arguments = entry.expand_home(arguments)
     path = config_path(arguments)
     if not path:
         return None
@@ -159,7 +170,21 @@ def check(module: str, arguments: list[str], *, workers: int, devices: int) -> N
         raise entry.UserError(entry.BAD_CONFIG, '\n'.join(problems))
 
 
-def check_data(data_dir: str, splits: tuple[str, ...], workers: int) -> None:
+def check_folder(flag: str, path: str) -> None:
+    """Checks that a flag's path on this host is a folder or may become one.
+
+    Raises:
+      UserError: BAD_USAGE.
+    """
+    absolute = pathlib.Path(path).absolute()
+    for place in (absolute, *absolute.parents):
+        if place.is_dir():
+            return
+        if os.path.lexists(place):
+            raise entry.UserError(entry.BAD_USAGE, f'--{flag}={path}: {place} is no folder; pass another path')
+
+
+def check_data(data_dir: str, splits: tuple[str, ...], workers: int, *, data_elsewhere: bool = True) -> None:
     """Checks a record folder that is reachable from here: it must be finished and hold enough images of the splits.
 
     A line on stderr says so if there are more workers than shards: each worker reads its own records wherever they are,
@@ -169,6 +194,7 @@ def check_data(data_dir: str, splits: tuple[str, ...], workers: int) -> None:
       data_dir: the folder.
       splits: those to train on and, last, the one to evaluate on; empty if that is not known.
       workers: number of processes.
+      data_elsewhere: whether the launcher has such a flag.
 
     Raises:
       UserError: MISSING_INPUT, BAD_DATA or BAD_CONFIG.
@@ -176,7 +202,7 @@ def check_data(data_dir: str, splits: tuple[str, ...], workers: int) -> None:
     try:
         found = record_folder.shard_lengths(data_dir)
     except entry.UserError as error:
-        if error.status != entry.MISSING_INPUT:
+        if error.status != entry.MISSING_INPUT or not data_elsewhere:
             raise
         raise entry.UserError(
             error.status, f'{error}. Pass --data_elsewhere if only the cluster sees the folder.'

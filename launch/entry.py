@@ -100,16 +100,21 @@ def run(main: Callable[..., int | None], *, forwards: bool = False) -> NoReturn:
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     _prepare_streams()
-    # The shell leaves the ~ of --data_dir=~/records as it is.
-    argv = [re.sub(r'^(--?[\w.]+=)?~(?=/|$)', lambda m: (m[1] or '') + os.path.expanduser('~'), a) for a in sys.argv]
-    sys.argv, rest = argv, []
+    argv, rest = sys.argv, []
     if forwards and '--' in argv:
         argv, rest = argv[: argv.index('--')], argv[argv.index('--') + 1 :]
+        argv = expand_home(argv)
     else:
-        sys.argv = argv = config_arguments(argv)  # ml_collections looks for fields in sys.argv too
+        sys.argv = argv = config_arguments(expand_home(argv))  # ml_collections looks for fields in sys.argv too
     call = functools.partial(main, rest) if forwards else main
     parser = functools.partial(_parse_flags, forwards=forwards and not rest)
     app.run(lambda _: _exit(_status_of(call)), argv=argv, flags_parser=parser)
+
+
+def expand_home(arguments: list[str]) -> list[str]:
+    """Returns a command line with the user's home in place of `~`, which the shell leaves in --data_dir=~/records."""
+    home = os.path.expanduser('~')
+    return [re.sub(r'^(--?[\w.]+=)?~(?=/|$)', lambda found: (found[1] or '') + home, word) for word in arguments]
 
 
 def _prepare_streams() -> None:

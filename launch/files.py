@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import socket
+import tempfile
 from collections.abc import Iterator
 from typing import IO, Any, NamedTuple
 
@@ -65,12 +66,27 @@ def matching(folder: epath.PathLike, pattern: str) -> list[epath.Path]:
     return [epath.Path(folder) / name for name in sorted(fnmatch.filter(names, pattern))]
 
 
+_PATTERNS = set('[]*?\\')
+
+
 @contextlib.contextmanager
 def without_patterns(path: epath.PathLike) -> Iterator[str]:
     """Lends a local file or folder another name, for readers that take `[`, `*`, `?` and `\\` in a path for a pattern,
-    as TensorFlow's of checkpoints do: one below /proc/self/fd (Linux)."""
+    as TensorFlow's of checkpoints do: one below /proc/self/fd (Linux).
+
+    If the file's own name holds them, that of a link in a temporary folder; so do all that are called as it is but for
+    a suffix, of which a checkpoint consists.
+    """
     folder, name = os.path.split(os.path.abspath(path))
-    if not set(folder) & set('[]*?\\'):
+    if set(name) & _PATTERNS:
+        with tempfile.TemporaryDirectory() as links:
+            for own in os.listdir(folder):
+                if own == name or own.startswith(f'{name}.'):
+                    os.symlink(os.path.join(folder, own), os.path.join(links, f'file{own.removeprefix(name)}'))
+            with without_patterns(os.path.join(links, 'file')) as lent:
+                yield lent
+        return
+    if not set(folder) & _PATTERNS:
         yield os.fspath(path)
         return
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

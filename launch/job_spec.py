@@ -149,10 +149,14 @@ def from_flags(arguments: list[str], *, python: str, workers: int, gpus: int, da
         raise entry.UserError(
             entry.BAD_USAGE, f'--workdir={WORKDIR.value}: a run writes to a folder, not to gs:// and the like'
         )
+    if data_is_here:
+        command.check_folder('workdir', workdir)
+        if module.startswith('data_prep.') and not remote:
+            command.check_folder('data_dir', source)
     splits = (*config.data.train_splits, config.data.eval_split) if config else ()
     if module.startswith('unet.') and data_is_here and not remote:
         command.check_data(source, splits, workers)
-    for argument in arguments:
+    for argument in entry.expand_home(arguments):
         flag, _, folder = argument.partition('=')
         if data_is_here and flag == '--cityscapes_dir' and not ('://' in folder or os.path.isdir(folder)):
             raise entry.UserError(entry.MISSING_INPUT, f'{argument}: no such folder (seen from {os.getcwd()})')

@@ -137,6 +137,7 @@ def main(arguments: list[str]) -> int:
     gpus = host.visible_gpus()
     if not gpus and _WORKERS.value == 1 and _DEVICES.value:
         words.append(f'--config.runtime.virtual_devices={_DEVICES.value}')
+    _check_folders(words)
     environs = environments(_WORKERS.value, _DEVICES.value, gpus)
     cores = core_shares(_WORKERS.value, _CORES.value)
     kill_seconds = kill_after(_MODULE.value, arguments)
@@ -172,6 +173,27 @@ def main(arguments: list[str]) -> int:
             with contextlib.suppress(OSError):  # a full disk must not replace the workers' status
                 files.write_atomically(pathlib.Path(log.name).with_name(_ENDED), f'{status}\n')
         return status
+
+
+def _check_folders(words: list[str]) -> None:
+    """Checks the folders that a command names, so that what is missing is said once and before anything starts.
+
+    Raises:
+      UserError: BAD_USAGE, MISSING_INPUT, BAD_DATA or BAD_CONFIG.
+    """
+    module, words = _MODULE.value, entry.expand_home(words)
+    given = {name: command.value_of(name, words) for name in ('workdir', 'data_dir')}
+    if given['workdir']:
+        command.check_folder('workdir', given['workdir'])
+    data_dir = given['data_dir'] or ('data/cityscapes' if module in ('unet.main', 'unet.evaluate') else '')
+    if not data_dir or files.is_remote(data_dir):
+        return
+    if module.startswith('unet.'):
+        config = command.read_config(words) if module in command.WITH_CONFIG else None
+        splits = (*config.data.train_splits, config.data.eval_split) if config else ()
+        command.check_data(data_dir, splits, _WORKERS.value, data_elsewhere=False)
+    else:
+        command.check_folder('data_dir', data_dir)
 
 
 @contextlib.contextmanager

@@ -4,6 +4,8 @@ Training, the launchers and the builder all ask here, so that they agree. This m
 launchers do not.
 """
 
+import shlex
+
 from etils import epath
 
 from launch import entry, files
@@ -37,7 +39,7 @@ def check_complete(data_dir: epath.PathLike) -> epath.Path:
         raise entry.UserError(
             entry.MISSING_INPUT,
             f'{data_dir}: no dataset here (the folder {there}). Pass --data_dir, or make it with '
-            f'python -m data_prep.build_tfrecords --cityscapes_dir=... --data_dir={data_dir}',
+            f'python -m data_prep.build_tfrecords --cityscapes_dir=... {shlex.quote(f"--data_dir={data_dir}")}',
         ) from None
     return data_dir
 

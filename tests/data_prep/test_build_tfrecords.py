@@ -315,6 +315,19 @@ def test_other_sources_and_strange_folders_are_not_mixed_in(built, tmp_path):
         trees.build_here(other, other)
 
 
+@pytest.mark.parametrize('name, status', [('file', 64), ('file/below', 64), ('link', 64), ('n' * 300, 64)])
+def test_a_data_dir_that_can_be_no_folder_is_wrong_usage(tmp_path, name, status):
+    (tmp_path / 'file').touch()
+    (tmp_path / 'link').symlink_to('file')
+    source = trees.write_tree(tmp_path / 'source', {'train': ['x_1']})
+    try:
+        trees.build_here(source, tmp_path / name)
+    except (entry.UserError, OSError) as error:
+        assert entry.as_user_error(error).status == status and str(tmp_path / name)[:99] in str(error)
+    else:
+        raise AssertionError
+
+
 def test_unfinished_build_of_other_files_or_flags_is_not_mixed(tmp_path, monkeypatch):
     source = trees.write_tree(tmp_path / 'source', {'train': [f'x_{number}' for number in range(6)]})
     write_shard = shards.write_shard
@@ -443,6 +456,7 @@ def test_help_and_workers_do_without_tensorflow():
         ('--beam_args=--x', entry.BAD_USAGE),
         ('--labels=nowhere.json', entry.MISSING_INPUT),
         ('--cityscapes_dir=nowhere', entry.MISSING_INPUT),
+        ('--cityscapes_dir=pyproject.toml', entry.MISSING_INPUT),
     ],
 )
 def test_mistakes_in_flags(tmp_path, flag, status):

@@ -222,6 +222,20 @@ def test_folders_that_are_no_place_for_a_submission(data, tmp_path):
     smaller = {'flags': {'size': [512, 1024]}}
     assert '512x1024' in failure(submission.prepare, tmp_path / 'x', split, smaller)[1]
     assert not (tmp_path / 'x').exists()
+    for name in (
+        'n' * 250,
+        'ü' * 125,
+    ):  # its zip has as long a name as there may be, and while it is written a longer one
+        submission.prepare(tmp_path / name, split, None)
+        for path, height, width in zip(
+            submission.paths(tmp_path / name, split), split.height, split.width, strict=True
+        ):
+            submission.write(path, np.full((height, width), 7, np.uint8))
+        assert submission.check_and_zip(tmp_path / name, split, labels.CITYSCAPES).name == f'{name}.zip'
+    assert failure(submission.prepare, tmp_path / ('n' * 252), split, None)[0] == entry.BAD_USAGE
+    (tmp_path / 'new/.ipynb_checkpoints').mkdir()
+    (tmp_path / 'new/.ipynb_checkpoints/x-checkpoint.png').touch()
+    submission.prepare(tmp_path / 'new', split, None)
 
 
 def test_what_is_wrong_with_a_submission_is_found(data, tmp_path):

@@ -3,6 +3,7 @@
 import os
 import pathlib
 import shlex
+import shutil
 import sys
 import zipfile
 
@@ -12,7 +13,9 @@ from PIL import Image
 
 from launch import entry, files
 from tests import tiny
+from unet.training import restore
 
+STEP = 'state/step/.ATTRIBUTES/VARIABLE_VALUE'
 ODD = 'a [1]{b}*?!#%\\ übung'
 
 
@@ -67,6 +70,22 @@ def test_every_program_finds_what_the_others_wrote(odd):
     begun = workdir.parent / f'begun {ODD}'
     done = tiny.run(tiny.train_command(begun, data, num_steps=1, init_from=workdir))
     assert done.returncode == 0, done.stderr
+
+
+def test_a_checkpoint_whose_own_name_holds_patterns(tmp_path, odd):
+    import tensorflow as tf
+
+    newest = next((odd[2] / 'checkpoints').glob('ckpt-4.index')).with_suffix('')
+    wanted = tf.train.load_variable(
+        str(tiny.ROOT / shutil.copytree(newest.parent, tmp_path / 'plain') / 'ckpt-4'), STEP
+    )
+    for name in ('best[1]', 'a*b?', 'back\\slash.v2'):
+        for file in newest.parent.glob('ckpt-4.*'):
+            shutil.copy(file, tmp_path / f'{name}{file.suffix}')
+            shutil.copy(file, tmp_path / f'other{file.suffix}')
+        assert restore.step_of(str(tmp_path / name)) == wanted
+    run('unet.predict', f'--workdir={odd[2]}', f'--checkpoint={tmp_path}/best[1]', f'--images={odd[0]}/leftImg8bit/val',
+        f'--output_dir={tmp_path}/found')  # fmt: skip
 
 
 def test_a_pattern_never_reaches_into_another_folder(tmp_path):

@@ -1,4 +1,5 @@
 import json
+import shlex
 
 import pytest
 
@@ -34,6 +35,14 @@ def test_the_plan_says_whether_a_folder_is_finished(tmp_path, judge):
     assert status(judge, folder) == entry.OK  # a build was killed after it removed its plan
     (folder / record_folder.PLAN).touch()
     assert status(judge, folder) == entry.BAD_DATA
+
+
+@pytest.mark.parametrize('name', ["it's $HOME", 'a b;c'])
+def test_the_command_that_makes_it_is_quoted(tmp_path, name):
+    with pytest.raises(entry.UserError) as failure:
+        record_folder.check_complete(tmp_path / name)
+    words = shlex.split(str(failure.value)[str(failure.value).index('python -m') :])
+    assert words[-1] == f'--data_dir={tmp_path / name}'
 
 
 @pytest.mark.parametrize('judge', [training, launchers])

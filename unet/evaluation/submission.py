@@ -22,6 +22,7 @@ from data_prep import labels, records
 from launch import entry, files, folders
 
 _SUFFIX = '_pred_labelIds.png'
+_LONGEST = 255  # bytes of a file's name, on all usual file systems
 _IMAGE_ID = re.compile(r'[^_/]+_\d{6}_\d{6}')
 
 
@@ -35,7 +36,7 @@ def prepare(folder: str | os.PathLike, split: records.Split, manifest: dict | No
 
     Raises:
       UserError: BAD_DATA if images are not named as in Cityscapes or were resized when the records were made; BAD_USAGE
-        if the folder holds PNGs that this submission would not replace.
+        if the folder holds PNGs that this submission would not replace, or a name would be too long.
     """
     strange = [image_id for image_id in split.image_ids if not _IMAGE_ID.fullmatch(image_id)]
     if strange:
@@ -60,6 +61,11 @@ def prepare(folder: str | os.PathLike, split: records.Split, manifest: dict | No
             entry.BAD_USAGE,
             f'--submission_dir={folder} holds other PNGs, such as {foreign[0]}, which the server would take for '
             'predictions too. Pass another folder.',
+        )
+    longest = max((_archive(folder).name, *ours), key=lambda name: len(os.fsencode(name)))
+    if len(os.fsencode(longest)) > _LONGEST:
+        raise entry.UserError(
+            entry.BAD_USAGE, f'--submission_dir={folder}: {longest} is longer than the {_LONGEST} bytes of a file name'
         )
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -100,8 +106,8 @@ def check_and_zip(folder: str | os.PathLike, split: records.Split, table: labels
                 f'{path}: {problem}. It was changed or lost after it was written; run again, with --submission_dir on '
                 'storage that all processes share.',
             )
-    archive = pathlib.Path(f'{os.path.normpath(folder)}.zip')
-    unfinished = archive.with_name(f'.{archive.name}.{os.getpid()}.tmp')
+    archive = _archive(folder)
+    unfinished = archive.with_name(files.temporary_name(archive.name))
     try:
         with files.naming(archive):
             with zipfile.ZipFile(unfinished, 'w', zipfile.ZIP_STORED) as file:  # PNGs are compressed already
@@ -113,6 +119,10 @@ def check_and_zip(folder: str | os.PathLike, split: records.Split, table: labels
     finally:
         unfinished.unlink(missing_ok=True)
     return archive
+
+
+def _archive(folder: str | os.PathLike) -> pathlib.Path:
+    return pathlib.Path(f'{os.path.normpath(folder)}.zip')
 
 
 def _problem(path: pathlib.Path, size: tuple[int, int], known: np.ndarray) -> str:

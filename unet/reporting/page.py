@@ -13,6 +13,7 @@ import io
 import math
 import os
 import pathlib
+import shlex
 from collections.abc import Callable, Sequence
 
 import jinja2
@@ -52,9 +53,8 @@ def write_after(
 
     def go_on_unless_stopped() -> None:
         if stop():
-            raise entry.UserError(
-                entry.STOPPED, f'stopped on request; python -m unet.report --workdir={workdir} writes it'
-            )
+            where = shlex.quote(f'--workdir={workdir}')
+            raise entry.UserError(entry.STOPPED, f'stopped on request; python -m unet.report {where} writes it')
         on_progress()
 
     try:
