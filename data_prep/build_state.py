@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from etils import epath
 
 from data_prep import records, shards
-from launch import entry, files, record_folder
+from launch import entry, files, folders, record_folder
 
 _LOCK = 'lock'
 _OTHER_FOLDER = 'Pass another --data_dir, or remove that folder yourself.'
@@ -52,7 +52,8 @@ def is_complete(data_dir: epath.Path, flags: dict, source: dict) -> bool:
         return False
     manifest = records.read_manifest(data_dir)
     if manifest is None:
-        if any(not path.name.startswith('.') and path.name != record_folder.BUILDING for path in data_dir.iterdir()):
+        names = [path.name for path in data_dir.iterdir() if not folders.is_leftover(path.name)]
+        if set(names) - {record_folder.BUILDING}:
             raise entry.UserError(
                 entry.IN_USE, f'{data_dir} is not empty and holds no dataset of ours. {_OTHER_FOLDER}'
             )

@@ -116,7 +116,7 @@ def stage(source: epath.Path, target: pathlib.Path, splits: list[str], leave_fre
         if problems:
             raise entry.UserError(entry.BAD_DATA, '\n'.join(sorted(problems)))
         # Last the files that make it a dataset, so that a folder without all of its shards is none.
-        names = [path.name for path in files.matching(source, '*.json')]
+        names = [path.name for path in files.matching(source, '[!.]*.json')]
         for name in sorted(names, key=lambda name: name == records.DATASET_INFO):
             files.write_atomically(target / name, (source / name).read_bytes())
         if left:

@@ -85,7 +85,7 @@ def main() -> None:
         os.environ['PATH'] = ''  # no sbatch is asked
         os.symlink(ROOT / 'configs', 'configs')
         os.mkdir('dataset')
-        for records in ('data/cityscapes', 'data/camvid'):
+        for records in ('data/cityscapes', 'data/camvid', 'data/synthetic'):
             os.makedirs(records)
             splits = [{'name': name, 'shardLengths': ['99'] * 8} for name in ('train', 'validation', 'test')]
             pathlib.Path(records, 'dataset_info.json').write_text(json.dumps({'splits': splits}))

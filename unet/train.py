@@ -20,7 +20,7 @@ import tensorflow as tf
 from ml_collections import ConfigDict
 
 from data_prep import labels, records
-from launch import entry, files
+from launch import entry, files, folders
 from unet.data import build as data_build
 from unet.data import input_pipeline
 from unet.diagnostics import checks, selfcheck
@@ -144,7 +144,8 @@ def _digest_of_code() -> str:
     """Returns the SHA-256 of all modules of configs, data_prep, launch and unet."""
     root = pathlib.Path(__file__).parent.parent
     packages = ('configs', 'data_prep', 'launch', 'unet')
-    modules = sorted(file for package in packages for file in (root / package).rglob('*.py'))
+    names = [f'{package}/{name}' for package in packages for name in folders.files_below(root / package, [])]
+    modules = [root / name for name in sorted(names) if name.endswith('.py')]
     return hashlib.sha256(b''.join(file.read_bytes() for file in modules)).hexdigest()
 
 
