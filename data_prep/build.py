@@ -100,6 +100,8 @@ def _check_notes(splits: dict[str, list[dict]], settings: shards.Settings) -> li
     for kind in sorted({kind for note in notes for kind, _ in note['converted']}):
         files = [file for note in notes for found, file in note['converted'] if found == kind]
         print(f'Note: {len(files):,} {kind} image(s) converted to RGB, the first: {files[0]}')
+    if turned := [file for note in notes for file in note.get('turned', [])]:
+        print(f'Note: {len(turned):,} file(s) turned upright by their EXIF orientation, the first: {turned[0]}')
     for name, part in splits.items():
         void = [file for note in part for file in note['void']]
         count = sum(len(note['records']) for note in part)

@@ -283,6 +283,7 @@ def _check_pair(root: epath.Path, pair: Pair) -> tuple[Pair, str | None]:
             return pair, f'{location}: {error}'
         except source_files.READ_ERRORS as error:
             return pair, source_files.unreadable(location, error)
-    if len(sizes) == 2 and None not in sizes and sizes[0] != sizes[1]:
-        return pair, f'{pair.label}: {images.size_mismatch(*sizes)}'
+    # An EXIF orientation, which may stand far behind the header, exchanges height and width.
+    if len(sizes) == 2 and None not in sizes and sorted(sizes[0]) != sorted(sizes[1]):
+        return pair, f'{pair.label}: {images.size_mismatch(sizes[0], sizes[1])}'
     return dataclasses.replace(pair, size=total), None

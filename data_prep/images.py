@@ -1,8 +1,8 @@
 """Checks image and label files and, where asked to, encodes them anew.
 
 Files are judged by their bytes, never by their names alone. What is right is kept byte for byte; an image that can be
-read without doubt (palette, grey, opaque alpha) becomes RGB; everything else is a ValueError whose text says what is
-wrong, the likely cause and the remedy.
+read without doubt (palette, grey, opaque alpha) becomes RGB; what its EXIF turns is stored turned; everything else is a
+ValueError whose text says what is wrong, the likely cause and the remedy.
 
 Source: PNG, https://www.w3.org/TR/png-3 (chunks and their checksums, section 5.3; image header, 11.2.1).
 """
@@ -15,7 +15,7 @@ import numpy as np
 from isal import isal_zlib
 from PIL import Image
 
-from data_prep import png
+from data_prep import orientation, png
 
 HEADER_BYTES = 64  # of a file, enough for `check_header`
 
@@ -30,7 +30,7 @@ class Encoding:
     """How images and labels are stored.
 
     Attributes:
-      image_format: 'source' (as the file is), 'png' or 'jpeg'.
+      image_format: 'source' (as the file is; what has to be turned as PNG), 'png' or 'jpeg'.
       jpeg_quality: 1..100, of images that are encoded as JPEG; colour is kept at full resolution (4:4:4).
       size: height and width to store at; None keeps each image's own.
     """
@@ -45,9 +45,10 @@ class EncodedImage:
     """An image as it is stored.
 
     Attributes:
-      encoded: PNG or JPEG file, 8-bit RGB.
+      encoded: PNG or JPEG file, 8-bit RGB, upright.
       height, width: of the stored image, pixels.
-      source_size: height and width of the source image, pixels.
+      source_size: height and width of the source image, upright, pixels.
+      orientation: of the source file, by its EXIF.
       converted_from: what the source was, if it had to be made RGB; else None.
     """
 
@@ -55,6 +56,7 @@ class EncodedImage:
     height: int
     width: int
     source_size: tuple[int, int]
+    orientation: int
     converted_from: str | None
 
 
@@ -95,6 +97,8 @@ def check_header(head: bytes, name: str, is_label: bool) -> tuple[int, int] | No
     if len(head) < 33 or head[12:16] != b'IHDR':
         raise ValueError(f'truncated within its header. {_COPY}')
     width, height, depth, color_type = struct.unpack('>IIBB', head[16:26])
+    if not width or not height:
+        raise ValueError(f'has {width}x{height} pixels, by its header. {_COPY}')
     kind = f'{depth}-bit {_COLOR_TYPES.get(color_type, f"colour type {color_type}")}'
     if is_label and (depth, color_type) != (8, 0):
         cause = 'Expected 8-bit grey, one label id per pixel.'
@@ -146,23 +150,28 @@ def encode_image(encoded: bytes, name: str, encoding: Encoding) -> EncodedImage:
     Raises:
       ValueError: if the file is damaged, or not an image that can be made RGB without doubt.
     """
-    size = check_header(encoded[:HEADER_BYTES], name, is_label=False)
-    if size is not None:
+    size, turned = check_header(encoded[:HEADER_BYTES], name, is_label=False), orientation.read(encoded)
+    kind = 'JPEG' if size is None else 'PNG'
+    if kind == 'PNG':
         check_png(encoded)
-        if encoded[24:26] == b'\x08\x02' and encoding.image_format != 'jpeg' and encoding.size in (None, size):
-            return EncodedImage(encoded, *size, size, None)
+        is_right = encoded[24:26] == b'\x08\x02' and turned == orientation.UPRIGHT
+        if is_right and encoding.image_format != 'jpeg' and encoding.size in (None, size):
+            return EncodedImage(encoded, *size, size, turned, None)
     image = decode(encoded)
-    kind, size = image.format, (image.height, image.width)
     rgb, converted_from = _as_rgb(image)
     if kind == 'PNG' and encoded[24] == 16:
         rgb, converted_from = rgb.copy(), '16-bit RGB'
         png.check_16_bits(max(highest for _, highest in rgb.getextrema()))
+    rgb = orientation.turn(rgb, turned)
+    size = (rgb.height, rgb.width)
     if encoding.size not in (None, size):
         rgb = rgb.resize(encoding.size[::-1], Image.Resampling.BOX)
-    wanted = kind if encoding.image_format == 'source' else encoding.image_format.upper()
+    wanted = encoding.image_format.upper()
+    if wanted == 'SOURCE':
+        wanted = kind if turned == orientation.UPRIGHT else 'PNG'  # which loses nothing more
     if rgb is not image or wanted != kind:
         encoded = _encode_png(rgb) if wanted == 'PNG' else _encode_jpeg(rgb, encoding.jpeg_quality)
-    return EncodedImage(encoded, rgb.height, rgb.width, size, converted_from)
+    return EncodedImage(encoded, rgb.height, rgb.width, size, turned, converted_from)
 
 
 def _as_rgb(image: Image.Image) -> tuple[Image.Image, str | None]:
@@ -211,16 +220,22 @@ def read_label(encoded: bytes) -> Image.Image:
 
 
 def encode_label(
-    encoded: bytes | Image.Image, name: str, image_size: tuple[int, int], known: set[int], size: tuple[int, int] | None
+    encoded: bytes | Image.Image,
+    name: str,
+    image_size: tuple[int, int],
+    known: set[int],
+    size: tuple[int, int] | None,
+    image_orientation: int = orientation.UPRIGHT,
 ) -> tuple[bytes, np.ndarray]:
     """Checks a label file, or a drawn label image, and brings it to the size in which it is stored.
 
     Args:
       encoded: a one-channel PNG of label ids, or such an image.
       name: of the file.
-      image_size: height and width of the source image, which the label image must have too.
+      image_size: height and width of the source image, upright, which the label image must have too.
       known: the ids of the label table.
       size: height and width to store at (by nearest neighbour); None keeps the label's own.
+      image_orientation: of the source image's file, by its EXIF.
 
     Returns:
       The PNG to store, and int64 [256] its pixels per label id.
@@ -229,12 +244,14 @@ def encode_label(
       ValueError: if the file is damaged, not a label image, of another size than the image, or holds unknown ids.
     """
     if isinstance(encoded, Image.Image):
-        label, file = encoded, None
+        label, file, turned = encoded, None, orientation.UPRIGHT
     else:
         check_header(encoded[:HEADER_BYTES], name, is_label=True)
-        label, file = read_label(encoded), encoded
+        label, file, turned = read_label(encoded), encoded, orientation.read(encoded)
+        if turned != orientation.UPRIGHT:
+            label, file = orientation.turn(label, turned), None
     if (label.height, label.width) != image_size:
-        raise ValueError(size_mismatch(image_size, (label.height, label.width)))
+        raise ValueError(size_mismatch(image_size, (label.height, label.width), image_orientation, turned))
     counts = count_pixels(label)
     check_label_counts(counts, known)
     if size in (None, image_size):
@@ -243,12 +260,24 @@ def encode_label(
     return _encode_png(label), count_pixels(label)
 
 
-def size_mismatch(image_size: tuple[int, int], label_size: tuple[int, int]) -> str:
-    (height, width), (label_height, label_width) = image_size, label_size
-    return (
-        f'is {label_width}x{label_height}, its image {width}x{height}. Was only one of them resized, or is it another '
-        'picture? Restore the original.'
+def size_mismatch(
+    image_size: tuple[int, int],
+    label_size: tuple[int, int],
+    image_orientation: int = orientation.UPRIGHT,
+    label_orientation: int = orientation.UPRIGHT,
+) -> str:
+    """Says that a label and its image are of different sizes, height and width, upright; and what to do."""
+    image, label = (
+        f'{width}x{height}' + (f', turned by its EXIF orientation {turned}' if turned != orientation.UPRIGHT else '')
+        for (height, width), turned in ((image_size, image_orientation), (label_size, label_orientation))
     )
+    remedy = 'Was only one of them resized, or is it another picture? Restore the original.'
+    if image_size == label_size[::-1] and (image_orientation, label_orientation) != (1, 1):
+        remedy = (
+            'Was the label drawn on the pixels as they lay in the file? Remove the orientation of the image, or give '
+            'it to the label as well (exiftool -Orientation= or -Orientation#=NUMBER).'
+        )
+    return f'is {label}, its image {image}. {remedy}'
 
 
 def encode_void(size: tuple[int, int], label_id: int) -> tuple[bytes, np.ndarray]:

@@ -67,6 +67,7 @@ def _describe(notes: list[dict], table: labels.Table) -> dict:
     return {
         'examples': sum(len(note['records']) for note in notes),
         'labelled': sum(record[4] for note in notes for record in note['records']),
+        'turned': sum(len(note.get('turned', [])) for note in notes),  # images and labels, by their EXIF orientation
         'class_pixels': pixels,
         'shards': [
             {'file': note['file'], 'examples': len(note['records']), 'bytes': note['bytes'], 'sha256': note['sha256']}

@@ -9,14 +9,16 @@ part, and for kinds of PNG that it does not read, Pillow decodes the whole file:
 Source: PNG, https://www.w3.org/TR/png-3 (chunks, section 5.3; image header, 11.2.1).
 """
 
+import contextlib
 import ctypes
 import io
 import struct
-import zlib
+import warnings
+from collections.abc import Iterator
 
 import numpy as np
 from isal import isal_zlib
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image, ImageFile
 
 try:
     import data_prep._png as _png  # compiled when the package is installed
@@ -40,13 +42,9 @@ _HEADER = struct.Struct('>II5B')  # width, height, depth, colour type, compressi
 _PLAIN = {1: (8, 0, 0, 0, 0), 3: (8, 2, 0, 0, 0)}  # what the header ends with by channels: 8-bit grey, 8-bit RGB
 _LARGEST_RATIO = 1032  # of inflated to compressed bytes, https://zlib.net/zlib_tech.html
 _MOST_PIXELS = 1 << 28  # of an image that is decoded as a whole: 768 MiB in RGB
-# Pillow's parsers raise whatever they stumble over in a damaged file.
-_PILLOW_ERRORS = (
-    UnidentifiedImageError, OSError, SyntaxError, ValueError, zlib.error, struct.error, ArithmeticError, AttributeError,
-    EOFError, LookupError, TypeError,
-)  # fmt: skip
 
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit takes an aerial photograph of 200 megapixels for an attack
+warnings.filterwarnings('ignore', module=r'PIL\.')  # of damaged metadata, which is not used
 
 
 def is_compiled() -> bool:
@@ -71,16 +69,32 @@ def image_size(encoded: bytes | memoryview) -> tuple[int, int]:
       ValueError: if there is no such header.
     """
     if is_png(encoded):
-        try:
-            width, height, *_ = _HEADER.unpack_from(encoded, 16)
-        except struct.error as error:
-            raise ValueError(f'it ends within its header, after {len(encoded)} bytes') from error
+        width, height, *_ = _read_header(encoded)
         return height, width
+    with pillow_errors('it is neither a PNG nor a JPEG: '), Image.open(io.BytesIO(encoded), formats=('JPEG',)) as image:
+        return image.height, image.width
+
+
+def _read_header(encoded: bytes | memoryview) -> tuple[int, ...]:
+    """Width and height of a PNG, pixels, and its kind as in _PLAIN."""
+    if len(encoded) < 16 + _HEADER.size:
+        raise ValueError(f'it ends within its header, after {len(encoded)} bytes')
+    width, height, *kind = _HEADER.unpack_from(encoded, 16)
+    if encoded[12:16] != b'IHDR' or not width or not height:
+        raise ValueError(f'its header says {bytes(encoded[12:29])!r}, which is no image')
+    return width, height, *kind
+
+
+@contextlib.contextmanager
+def pillow_errors(before: str = '') -> Iterator[None]:
+    """Raises ValueError, a line that begins with `before`, in place of what Pillow raises for a file.
+
+    Of damaged files that may be anything: besides OSError and SyntaxError also struct.error, TypeError, KeyError.
+    """
     try:
-        with Image.open(io.BytesIO(encoded), formats=('JPEG',)) as image:
-            return image.height, image.width
-    except _PILLOW_ERRORS as error:
-        raise ValueError(f'it is neither a PNG nor a JPEG ({error})') from error
+        yield
+    except Exception as error:
+        raise ValueError(before + (' '.join(str(error).split()) or type(error).__name__)) from error
 
 
 def decode(encoded: bytes | memoryview) -> Image.Image:
@@ -89,12 +103,10 @@ def decode(encoded: bytes | memoryview) -> Image.Image:
     Raises:
       ValueError: if it cannot be decoded to its end.
     """
-    try:
+    with pillow_errors():
         image = Image.open(io.BytesIO(encoded), formats=('PNG', 'JPEG'))
         check_pixels(image)
         image.load()
-    except _PILLOW_ERRORS as error:
-        raise ValueError(str(error)) from error
     return image
 
 
@@ -146,12 +158,12 @@ def read_window(encoded: bytes | memoryview, window: tuple[int, int, int, int], 
       ValueError: if the file is damaged as far as it is read.
     """
     top, left, height, width = window
-    try:
-        columns, _, *kind = _HEADER.unpack_from(encoded, 16)
-    except struct.error as error:
-        raise ValueError(str(error)) from error
+    columns, rows, *kind = _read_header(encoded)
     if not is_compiled() or tuple(kind) != _PLAIN[channels]:
-        return _decode_whole(encoded, channels)[top : top + height, left : left + width]
+        whole = _decode_whole(encoded, channels)
+        if whole.shape[:2] != (rows, columns):
+            raise ValueError(f'it is {whole.shape[1]}x{whole.shape[0]}, by its header {columns}x{rows}')
+        return whole[top : top + height, left : left + width]
     if (top + height) * (columns * channels + 1) > _LARGEST_RATIO * len(encoded):
         raise ValueError(f'{len(encoded):,} bytes cannot hold {columns} columns and {top + height} rows')
     out = np.empty((height, width, channels), np.uint8)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from data_prep import cityscapes_layout, images, labels, polygons, source_files, tfrecord
+from data_prep import cityscapes_layout, images, labels, orientation, polygons, source_files, tfrecord
 from launch import files, record_folder
 
 NAME = 'cityscapes'  # of the dataset in TFDS
@@ -70,6 +70,7 @@ class Example:
       labelled: False if the label is void everywhere because there is none.
       counts: int64 [256], pixels per label id.
       converted_from: what the image was, if it had to be made RGB; else None.
+      turned: the files whose pixels were turned, by their EXIF orientation.
     """
 
     image: bytes
@@ -79,6 +80,7 @@ class Example:
     labelled: bool
     counts: np.ndarray
     converted_from: str | None
+    turned: list[str]
 
 
 def plan(pairs: list[cityscapes_layout.Pair], seed: int) -> dict[str, list[Shard]]:
@@ -114,19 +116,21 @@ def encode_pair(pair: cityscapes_layout.Pair, settings: Settings) -> Example:
     image_file = _read(settings.source, pair.image)
     with _naming(pair.image):
         image = images.encode_image(image_file, pair.image, settings.encoding)
+    turned = [pair.image] if image.orientation != orientation.UPRIGHT else []
     if pair.label is None:
         label, counts = images.encode_void((image.height, image.width), settings.void[0])
-        return Example(image.encoded, label, image.height, image.width, False, counts, image.converted_from)
+        return Example(image.encoded, label, image.height, image.width, False, counts, image.converted_from, turned)
     label_file = _read(settings.source, pair.label)
+    turned += [pair.label] if orientation.read(label_file) != orientation.UPRIGHT else []
     with _naming(pair.label):
         if pair.label.endswith('.json'):
             label_file = polygons.draw(label_file, settings.table, settings.void[0])
         label, counts = images.encode_label(
-            label_file, pair.label, image.source_size, settings.known, settings.encoding.size
+            label_file, pair.label, image.source_size, settings.known, settings.encoding.size, image.orientation
         )
     # Cityscapes ships label files for its test images that hold nothing but void.
     labelled = pair.split != 'test' or int(counts[settings.void].sum()) < int(counts.sum())
-    return Example(image.encoded, label, image.height, image.width, labelled, counts, image.converted_from)
+    return Example(image.encoded, label, image.height, image.width, labelled, counts, image.converted_from, turned)
 
 
 def write_shard(shard: Shard, settings: Settings) -> int:
@@ -134,7 +138,8 @@ def write_shard(shard: Shard, settings: Settings) -> int:
 
     The note is a JSON file with `file`, `bytes`, `sha256`, `records` (rows of the index), `class_pixels`, `sources`
     (the pairs' listing), `problems` (a line per unusable pair; if there are any and they are not to be skipped, the
-    shard itself is not written), `void` (label files without any class) and `converted` ([what it was, file]).
+    shard itself is not written), `void` (label files without any class), `converted` ([what it was, file]) and `turned`
+    (files).
 
     Returns:
       The number of its pairs.
@@ -146,7 +151,8 @@ def write_shard(shard: Shard, settings: Settings) -> int:
     final = epath.Path(settings.data_dir) / shard.file
     part = final.parent / f'.{shard.file}.{os.getpid()}.part'
     digest, at, pixels = hashlib.sha256(), 0, np.zeros(256, np.int64)
-    note: dict[str, Any] = {'file': shard.file, 'records': [], 'problems': [], 'void': [], 'converted': []}
+    note: dict[str, Any] = {'file': shard.file}
+    note |= {name: [] for name in ('records', 'problems', 'void', 'converted', 'turned')}
     try:
         with files.naming(final), part.open('wb') as file:
             for pair in shard.pairs:
@@ -172,6 +178,7 @@ def write_shard(shard: Shard, settings: Settings) -> int:
                     note['void'].append(pair.label)
                 if example.converted_from:
                     note['converted'].append([example.converted_from, pair.image])
+                note['turned'] += example.turned
                 pixels += example.counts
                 for piece in tfrecord.frame_parts(data):
                     digest.update(piece)

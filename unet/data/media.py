@@ -13,21 +13,23 @@ import concurrent.futures
 import contextlib
 import fnmatch
 import glob
+import io
 import itertools
 import os
 import pathlib
 from collections.abc import Iterable, Iterator
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from data_prep import png
+from data_prep import orientation, png
 from launch import entry, folders, host
 
 IMAGES = ('.png', '.jpg', '.jpeg', '.webp', '.bmp', '.tif', '.tiff', '.ppm')
 RESULT = '.png'  # what the name of a result ends in
 VIDEOS = ('.mp4', '.m4v', '.mov', '.avi', '.mkv', '.webm', '.mpg', '.mpeg')
 
+_READ_ERRORS = (OSError, ValueError)  # for what is wrong with a file: not to be had, not an image, cut off, damaged
 
 def find(
     patterns: Iterable[str], problems: list[str], passed_over: list[str], *, leave_out: Iterable[pathlib.Path] = ()
@@ -206,12 +208,18 @@ def read_image(file: pathlib.Path) -> np.ndarray:
     """Reads an image file as uint8 [h, w, 3], turned upright by its EXIF orientation; its alpha is ignored.
 
     Raises:
-      Exception: whatever Pillow raises if it is not a whole image.
+      OSError: if it is not to be had.
+      ValueError: if it is not a whole image.
     """
-    with Image.open(file) as image:
+    encoded = file.read_bytes()
+    with png.pillow_errors(), Image.open(io.BytesIO(encoded)) as image:
         png.check_pixels(image)
         deep = png.has_16_bits(image)
-        image = ImageOps.exif_transpose(image)
+        image.load()  # which turns a TIFF already
+        exif = image.info.get('exif', b'')
+        is_ours = image.format in ('PNG', 'JPEG', 'MPO')
+        turned = orientation.read(encoded) if is_ours else orientation.of_exif(exif, 0, len(exif))
+        image = orientation.turn(image, turned)
         if image.mode.startswith('I;16'):  # which convert() would clip at 255
             grey = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
             pixels = np.repeat(grey[..., None], 3, axis=-1)
