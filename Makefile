@@ -1,7 +1,7 @@
 # make demo   from nothing to a trained, scored U-Net and pictures of what it sees
 # make check  what make lint does, the examples in docstrings and documents, and the tests that start no process
 # make test   the whole test suite
-# make soak   long campaigns of random kills
+# make soak   long campaigns of random kills and of mutated files
 # make bench  every CPU speed and memory figure of docs/performance.md; keep the machine free of other work
 # make lint   ruff, codespell and mypy
 # Each sets up what it needs in .venv; PYTHON=python3.12 chooses another Python (3.11 to 3.13).

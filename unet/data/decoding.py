@@ -49,7 +49,7 @@ def read_window(
     elif png.is_png(encoded):
         pixels = png.read_window(encoded, inside, channels=channels)
     else:
-        pixels = _read_jpeg(encoded, inside, channels)
+        pixels = _read_jpeg(encoded, inside, whole[1], channels)
     return _add_border(pixels, inside, window, fill)
 
 
@@ -80,12 +80,20 @@ def _add_border(
     return out
 
 
-def _read_jpeg(encoded: bytes | memoryview, window: tuple[int, int, int, int], channels: int) -> np.ndarray:
+def _read_jpeg(
+    encoded: bytes | memoryview, window: tuple[int, int, int, int], columns: int, channels: int
+) -> np.ndarray:
+    """The window of an image of that many columns, with colours as they are when the whole of it is decoded: where they
+    are stored at half the width, a pixel's depends on the one next to it."""
+    top, left, height, width = window
+    before, after = min(left, 1), min(columns - left - width, 1)
+    wider = (top, left - before, height, before + width + after)
     try:
         with tf.device('CPU'):
-            return np.asarray(tf.image.decode_and_crop_jpeg(bytes(encoded), window, channels=channels))  # not a copy
+            pixels = np.asarray(tf.image.decode_and_crop_jpeg(bytes(encoded), wider, channels=channels))  # not a copy
     except tf.errors.OpError as error:
         raise ValueError(error.message.splitlines()[0]) from error
+    return pixels[:, before : before + width]
 
 
 def resize(image: np.ndarray, size: tuple[int, int], *, smooth: bool, flip: bool = False) -> np.ndarray:
