@@ -38,6 +38,9 @@ SLOW_READER_REMEDY = (
     'package again with pip.'
 )
 
+LEAST_BRIGHTEST = 64  # of the upper 8 bits of 16, anywhere in an image
+TOO_DARK = 'of 16 bits the upper 8 are used, and it would be nearly black. Stretch it to all 16, or save it with 8.'
+
 _HEADER = struct.Struct('>II5B')  # width, height, depth, colour type, compression, filter method, interlace
 _PLAIN = {1: (8, 0, 0, 0, 0), 3: (8, 2, 0, 0, 0)}  # what the header ends with by channels: 8-bit grey, 8-bit RGB
 _LARGEST_RATIO = 1032  # of inflated to compressed bytes, https://zlib.net/zlib_tech.html
@@ -134,13 +137,10 @@ def check_16_bits(brightest: int) -> None:
       brightest: the largest of the upper 8 bits of any channel.
 
     Raises:
-      ValueError: if that is below a quarter of full scale.
+      ValueError: if that is below a quarter of full scale, LEAST_BRIGHTEST.
     """
-    if brightest < 64:
-        raise ValueError(
-            f'has 16 bits per channel and fills {8 + int(brightest).bit_length()} of them: it would be nearly black. '
-            'Stretch it to all 16 bits, or save it with 8.'
-        )
+    if brightest < LEAST_BRIGHTEST:
+        raise ValueError(f'fills {8 + int(brightest).bit_length()} of its 16 bits per channel: {TOO_DARK}')
 
 
 def read_window(encoded: bytes | memoryview, window: tuple[int, int, int, int], *, channels: int) -> np.ndarray:

@@ -173,7 +173,7 @@ def _check_windows(content: bytes, rng: np.random.Generator, outcomes: Outcomes,
             found = _attempt(outcomes, 'trainer', png.read_window, content, window, channels=channels)
             _check_pixels(content, whole, window, channels, found)
         if with_tensorflow and (channels == 3 or png.is_png(content)):
-            _check_bordered(content, size, window, channels, outcomes)
+            _check_bordered(content, whole, window, channels, outcomes)
 
 
 def _check_pixels(content: bytes, whole, window, channels: int, found: np.ndarray | None) -> None:
@@ -252,19 +252,21 @@ def plain_rows(content: bytes, channels: int, most: int) -> np.ndarray:
     return np.array(rows, np.uint8).reshape(-1, columns, channels)
 
 
-def _check_bordered(content: bytes, size, window, channels: int, outcomes: Outcomes) -> None:
-    """The window with a border, as training reads it; of a JPEG it is that of the whole image."""
+def _check_bordered(content: bytes, whole, window, channels: int, outcomes: Outcomes) -> None:
+    """The window with a border, as training reads it; of a JPEG it is that of Pillow."""
     from data_prep import png
     from unet.data import decoding
 
     reader = 'trainer' if png.is_png(content) else 'trainer, JPEG'
     top, left, height, width = window
-    found = _attempt(outcomes, reader, decoding.read_window, content, window, channels=channels, fill=7, size=size)
+    found = _attempt(outcomes, reader, decoding.read_window, content, window, channels=channels, fill=7)
     if found is None:
         return
     assert found.shape == (height, width, channels)
     wider = (top - 3, left - 2, height + 5, width + 4)
     around = _attempt(outcomes, reader, decoding.read_window, content, wider, channels=channels, fill=7)
+    if not png.is_png(content) and whole is not None and whole.mode in ('L', 'RGB'):
+        np.testing.assert_array_equal(found, _converted(whole, channels)[top : top + height, left : left + width])
     if around is not None:
         np.testing.assert_array_equal(around[3 : 3 + height, 2 : 2 + width], found)
 

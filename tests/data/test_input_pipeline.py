@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from data_prep import records, tfrecord
 from tests import tiny
-from unet.data import decoding, input_pipeline
+from unet.data import input_pipeline
 from unet.models import preprocess
 
 
@@ -105,13 +105,6 @@ def test_zoom_covers_its_range():
     windows = np.array([input_pipeline.crop_window((100, 200), (50, 50), (0.5, 2.0), draw) for draw in draws])
     assert windows[:, 2].min() < 28 and windows[:, 2].max() > 90
     assert (windows[:, 0] >= 0).all() and (windows[:, 0] + windows[:, 2] <= 100).all()
-
-
-def test_jpegs_are_cut_without_decoding_the_rest(split):
-    image = tf.constant(tiny.scene((64, 96), 1)[0])
-    encoded = tf.io.encode_jpeg(image, quality=95, chroma_downsampling=False)
-    found = decoding.read_window(encoded.numpy(), (16, 8, 32, 40), channels=3, fill=127)
-    np.testing.assert_array_equal(found, tf.io.decode_jpeg(encoded)[16:48, 8:48])
 
 
 def test_color_jitter_leaves_zero_alone_and_stays_in_range():

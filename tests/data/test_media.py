@@ -64,7 +64,9 @@ def test_16_bits_are_read_where_they_are_used_and_refused_where_it_would_be_dark
         cv2.imwrite(str(tmp_path / f'{bits}.{suffix}'), values >> (16 - bits))
     found, problems = read(tmp_path)
     assert sorted(found) == ['15', '16']
-    assert [f'fills {bits} of them' in line for bits, line in zip((10, 12, 14, 8), problems, strict=True)] == [True] * 4
+    assert [f'fills {bits} of its 16' in line for bits, line in zip((10, 12, 14, 8), problems, strict=True)] == [
+        True
+    ] * 4
     np.testing.assert_array_equal(found['16'][..., 0], (values if values.ndim == 2 else values[..., 2]) >> 8)
 
 

@@ -72,7 +72,8 @@ def test_size_of_an_image_is_read_off_its_header(kind):
     exif[0x010E] = 'a long description ' * 3000
     Image.new('RGB', (31, 17)).save(content, kind, exif=exif, icc_profile=bytes(200_000))
     assert png.image_size(content.getvalue()) == (17, 31)
-    for damaged in (b'', b'no image', content.getvalue()[:10], png.SIGNATURE + bytes(9)):
+    moved = grey_png(bytes(6), 2, 2).replace(png.SIGNATURE, png.SIGNATURE + chunk(b'tEXt', b'a\0' + bytes(20)))
+    for damaged in (b'', b'no image', content.getvalue()[:10], png.SIGNATURE + bytes(9), moved, grey_png(b'', 0, 5)):
         with pytest.raises(ValueError):
             png.image_size(damaged)
 

@@ -3,14 +3,17 @@
 import subprocess
 import sys
 
+import cv2
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
 from configs import default
 from data_prep import labels
 from launch import entry
 from tests import tiny
+from tests.data_prep.test_orientation import with_orientation
 
 SIZES = [(40, 56), (33, 47), (40, 56), (40, 56)]
 
@@ -109,6 +112,33 @@ assert not {{name.split('.')[0] for name in sys.modules}} & {{'unet', 'data_prep
 """)
     done = subprocess.run([sys.executable, '-I', 'serve.py'], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_file_is_the_same_image_to_predict_and_to_the_export(trained, exported, tmp_path):
+    """Turned by its EXIF, panels too; of 16 bits per channel, if they are used."""
+    image = tiny.scene((40, 56), seed=100)[0]
+    names = [f'{kind}_{number}' for kind in ('PNG', 'JPEG') for number in range(1, 9)]
+    files = {name: with_orientation(image, name.partition('_')[0], int(name[-1])) for name in names}
+    deep = image[..., ::-1].astype(np.uint16) * 257
+    files['deep'], files['dark'] = (cv2.imencode('.png', deep >> bits)[1].tobytes() for bits in (0, 4))
+    (tmp_path / 'in').mkdir()
+    for name, content in files.items():
+        (tmp_path / 'in' / f'{name}.{"jpg" if "JPEG" in name else "png"}').write_bytes(content)
+    flags = [f'--workdir={trained}/run', f'--images={tmp_path}/in', f'--output_dir={tmp_path}/out']
+    done = tiny.run([sys.executable, '-m', 'unet.predict', *flags, '--outputs=label_ids,panels'])
+    assert done.returncode == entry.BAD_DATA and done.stderr.count('/in/') == 1 and 'dark.png' in done.stderr
+    encoded = tf.saved_model.load(f'{trained}/run/export/saved_model/80').signatures['encoded']
+    with pytest.raises(tf.errors.InvalidArgumentError, match='nearly black'):
+        encoded(image_bytes=tf.constant([files.pop('dark')]))
+    found = encoded(image_bytes=tf.constant(list(files.values())))['label_ids_bytes'].numpy()
+    for name, label_ids in zip(files, found, strict=True):
+        upright = 'JPEG_1' if 'JPEG' in name else 'PNG_1'
+        for kind in ('label_ids', 'panels') if 'PNG' in name or 'deep' in name else ():
+            pictures = [read(tmp_path / f'out/{kind}/{name_}.png') for name_ in (name, upright)]
+            np.testing.assert_array_equal(*pictures, err_msg=f'{kind} of {name}')
+        seen = read(tmp_path / f'out/label_ids/{name}.png')
+        np.testing.assert_array_equal(tf.io.decode_png(label_ids)[..., 0], seen, err_msg=name)
+        assert seen.shape == (40, 56) and (seen == read(tmp_path / f'out/label_ids/{upright}.png')).mean() > 0.95
 
 
 def test_bad_files_are_named_the_rest_goes_on(trained, tmp_path):

@@ -14,6 +14,8 @@ import tensorflow as tf
 
 from data_prep import png
 
+ACCURATE = 'INTEGER_ACCURATE'  # of TensorFlow's ways to decode a JPEG, the one with the pixels of Pillow and OpenCV
+
 cv2.setNumThreads(0)  # tf.data decodes as many examples at a time as there are cores
 
 
@@ -90,10 +92,10 @@ def _read_jpeg(
     wider = (top, left - before, height, before + width + after)
     try:
         with tf.device('CPU'):
-            pixels = np.asarray(tf.image.decode_and_crop_jpeg(bytes(encoded), wider, channels=channels))  # not a copy
+            pixels = tf.image.decode_and_crop_jpeg(bytes(encoded), wider, channels=channels, dct_method=ACCURATE)
     except tf.errors.OpError as error:
         raise ValueError(error.message.splitlines()[0]) from error
-    return pixels[:, before : before + width]
+    return np.asarray(pixels)[:, before : before + width]  # not a copy
 
 
 def resize(image: np.ndarray, size: tuple[int, int], *, smooth: bool, flip: bool = False) -> np.ndarray:

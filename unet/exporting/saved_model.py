@@ -20,6 +20,8 @@ travels in base64):
     serving_default  images uint8 [b, h, w, 3] -> label_ids uint8 [b, h, w], probabilities float32 [b, h, w, classes]
     label_ids        images uint8 [b, h, w, 3] -> label_ids uint8 [b, h, w]
     encoded          image_bytes string [b], PNG or JPEG files of any sizes -> label_ids_bytes string [b], PNG files
+
+Files are decoded as unet.predict decodes them: turned upright, and from 16 bits per channel only if these are used.
 """
 
 import os
@@ -32,8 +34,9 @@ import tensorflow as tf
 from tensorflow.lite.python.util import get_grappler_config, run_graph_optimizations
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
-from data_prep import labels
+from data_prep import labels, orientation, png
 from launch import entry, files
+from unet.data import decoding
 
 FOLDER = 'saved_model'
 _EXTRA = 'assets.extra'  # where TensorFlow Serving leaves the user's own files alone
@@ -135,8 +138,7 @@ def save(module: tf.Module, table: labels.Table, folder: pathlib.Path) -> None:
     """
 
     def encoded_label_ids(file: tf.Tensor) -> tf.Tensor:
-        image = tf.io.decode_image(file, channels=3, expand_animations=False)
-        return tf.io.encode_png(module.outputs(image[None])['label_ids'][0, ..., None])
+        return tf.io.encode_png(module.outputs(_decode(file)[None])['label_ids'][0, ..., None])
 
     @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8, 'images')])
     def label_ids(images):
@@ -151,6 +153,28 @@ def save(module: tf.Module, table: labels.Table, folder: pathlib.Path) -> None:
     tf.saved_model.save(module, str(folder), signatures=signatures)
     (folder / _EXTRA).mkdir()
     files.write_atomically(folder / _EXTRA / labels.FILE, labels.to_json(table))
+
+
+def _decode(file: tf.Tensor) -> tf.Tensor:
+    """uint8 [h, w, 3]: the image of an encoded file, in a graph, which fails at a file that unet.predict refuses."""
+    content = tf.cast(tf.io.decode_raw(file, tf.uint8), tf.int32)
+    if content[0] == 0xFF:
+        image = tf.io.decode_jpeg(file, channels=3, dct_method=decoding.ACCURATE)
+    else:
+        image = tf.io.decode_image(file, channels=3, expand_animations=False)
+    image = tf.ensure_shape(image, [None, None, 3])
+    if content[0] == 0x89 and content[24] == 16:  # a PNG's bits per channel
+        tf.debugging.assert_greater_equal(
+            tf.reduce_max(image), tf.constant(png.LEAST_BRIGHTEST, tf.uint8), png.TOO_DARK
+        )
+    turned = orientation.read(content)
+    if turned >= 5:
+        image = tf.transpose(image, [1, 0, 2])
+    if tf.reduce_any(turned == [2, 3, 6, 7]):
+        image = tf.reverse(image, [1])
+    if tf.reduce_any(turned == [3, 4, 7, 8]):
+        image = tf.reverse(image, [0])
+    return image
 
 
 def load(path: str | pathlib.Path) -> tuple[Outputs, labels.Table, pathlib.Path]:
