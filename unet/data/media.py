@@ -29,7 +29,6 @@ IMAGES = ('.png', '.jpg', '.jpeg', '.webp', '.bmp', '.tif', '.tiff', '.ppm')
 RESULT = '.png'  # what the name of a result ends in
 VIDEOS = ('.mp4', '.m4v', '.mov', '.avi', '.mkv', '.webm', '.mpg', '.mpeg')
 
-_READ_ERRORS = (OSError, ValueError)  # for what is wrong with a file: not to be had, not an image, cut off, damaged
 
 def find(
     patterns: Iterable[str], problems: list[str], passed_over: list[str], *, leave_out: Iterable[pathlib.Path] = ()
