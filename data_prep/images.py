@@ -191,8 +191,18 @@ def _as_rgb(image: Image.Image) -> tuple[Image.Image, str | None]:
 
 
 def count_pixels(label: Image.Image) -> np.ndarray:
-    """Returns int64 [256]: pixels per label id of a one-channel image."""
-    return np.array(label.histogram(), np.int64)
+    """Returns int64 [256]: pixels per label id of a one-channel image.
+
+    Eight pixels at a time, and where the next eight are the same, those are counted with them: in label images most
+    are, and a histogram, which waits for its own last addition to the same id, takes four times as long.
+    """
+    pixels = np.asarray(label).reshape(-1)
+    whole = pixels.size // 8 * 8
+    eights = pixels[:whole].view(np.uint64)
+    ends = np.append(np.flatnonzero(eights[1:] != eights[:-1]), eights.size - 1)[: eights.size]
+    repeats = np.diff(ends, prepend=-1).repeat(8)
+    counts = np.bincount(eights[ends].view(np.uint8), repeats, 256) + np.bincount(pixels[whole:], minlength=256)
+    return counts.astype(np.int64)
 
 
 def check_label_counts(counts: np.ndarray, known: set[int]) -> None:

@@ -1,11 +1,14 @@
+import concurrent.futures
+import contextlib
 import random
 import shutil
 import sys
 
+import numpy as np
 import pytest
 from etils import epath
 
-from data_prep import images, records, stage_tfrecords, verification
+from data_prep import executors, images, png, records, stage_tfrecords, verification
 from launch import entry, record_folder
 from tests import tiny, trees
 
@@ -40,6 +43,21 @@ def test_whole_folder_passes(folder):
 def test_encoded_folder_is_compared_with_an_encoding_of_its_source(folder, tmp_path, encoding):
     trees.build_here(folder / 'source', tmp_path / 'records', encoding=encoding)
     assert verification.check(tmp_path / 'records', str(folder / 'source'), 1)
+
+
+def test_what_is_stored_as_it_is_is_compared_and_not_decoded(folder, tmp_path, monkeypatch):
+    one_thread = concurrent.futures.ThreadPoolExecutor(1)
+    monkeypatch.setattr(executors, 'worker_pool', lambda workers: contextlib.nullcontext(one_thread))
+    trees.build_here(folder / 'source', tmp_path / 'jpeg', encoding=images.Encoding('jpeg'))
+    decoded = []
+    decode = png.decode
+    monkeypatch.setattr(png, 'decode', lambda encoded: decoded.append(encoded) or decode(encoded))
+    assert verification.check(folder / 'records', str(folder / 'source'), 1)
+    assert not decoded or not png.is_compiled()
+    assert verification.check(tmp_path / 'jpeg', str(folder / 'source'), 1)
+    assert len(decoded) >= 5
+    monkeypatch.setattr(images, 'count_pixels', lambda label: np.bincount(np.asarray(label).ravel() ^ 1, minlength=256))
+    assert 'the class histogram of train is not that of its labels' in problems(folder / 'records', folder / 'source')
 
 
 @pytest.mark.parametrize('file', ['index-train.json', 'manifest.json', 'dataset_info.json'])
