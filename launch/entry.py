@@ -35,7 +35,7 @@ NO_STORAGE = 69  # no space left, or storage failed
 DIVERGED = 70  # non-finite loss, or endless skipping
 IN_USE = 73  # the workdir is in use, or belongs to another config
 STOPPED = 75  # stopped on request, progress saved: run the same command again
-PEER_LOST = 76  # a peer, or this process, hung or vanished: run the same command again
+PEER_LOST = 76  # a peer, or this process, hung, vanished or went astray: run the same command again
 BAD_CONFIG = 78  # a config that cannot work, or devices promised but not there
 
 

@@ -36,6 +36,7 @@ from unet.training import (
     lease,
     loop,
     metric_writer,
+    replica_check,
     restore,
     schedule,
     step,
@@ -221,6 +222,9 @@ def _loop_run(
         best_metric=config.eval.best_metric,
         contents=contents,
         train_steps=train_steps,
+        check_replicas=replica_check.make_check(
+            joined, [*(variable.value for variable in contents.model.variables), *contents.state.variables]
+        ),
         evaluate=evaluate,
         writer=writer,
         joined=joined,

@@ -71,6 +71,13 @@ class Joined:
     def replicas(self) -> int:
         return self.strategy.num_replicas_in_sync
 
+    def name_of_replica(self, replica: int) -> str:
+        """Returns what a replica is called: its number, its worker if there are several, and its device there."""
+        local = self.replicas // self.workers.count
+        kind = 'GPU' if tf.config.list_logical_devices('GPU') else 'CPU'
+        worker = f'{self.group.name(replica // local)}, ' if self.workers.count > 1 else ''
+        return f'replica {replica} ({worker}{kind}:{replica % local})'
+
 
 @contextlib.contextmanager
 def join(

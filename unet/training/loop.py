@@ -42,6 +42,7 @@ class Run:
       contents: what a checkpoint holds: `model` and `state`.
       train_steps: takes a number of steps (int scalar) and the request to stop (float scalar), and returns what
         `step.read_metrics` reads.
+      check_replicas: compares the replicas' weights after so many completed steps, see `replica_check.make_check`.
       evaluate: evaluates the model after so many completed steps, and says how far it has come to a log; None if a
         request to stop came meanwhile.
       writer: of the metrics; None on all ranks but the chief.
@@ -60,6 +61,7 @@ class Run:
     best_metric: str
     contents: tf.train.Checkpoint
     train_steps: Callable[[tf.Tensor, tf.Tensor], step.Taken]
+    check_replicas: Callable[[int], None]
     evaluate: Callable[[int, train_log.TrainLog], Evaluation | None]
     writer: metric_writer.MetricsWriter | None
     joined: cluster.Joined
@@ -73,8 +75,8 @@ def train(run: Run) -> dict[str, float]:
     all-reduce, and all of them read it off the same step.
 
     Raises:
-      UserError: STOPPED after a request to stop, with a checkpoint saved; DIVERGED, NO_STORAGE, or what `evaluate`
-        raises.
+      UserError: STOPPED after a request to stop, with a checkpoint saved; DIVERGED, NO_STORAGE, PEER_LOST if a
+        replica's weights differ, or what `evaluate` raises.
     """
     state, chief = run.contents.state, run.joined.is_chief
     start = saved = int(state.step.numpy())
@@ -104,6 +106,8 @@ def train(run: Run) -> dict[str, float]:
                 window = []
                 if chief:
                     run.writer.write(done, reported)
+            if (boundary.save or boundary.evaluate or stopped) and done > start:
+                run.check_replicas(done)  # before anything is saved
             # A run that had ended is evaluated once more if its scores were lost.
             evaluated = state.evaluated.numpy() == done and bool(scores or done < run.num_steps)
             if boundary.evaluate and not stopped and not evaluated:
