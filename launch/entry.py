@@ -19,11 +19,14 @@ import os
 import pathlib
 import re
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
 from absl import app, flags, logging
+
+STARTED = time.time()  # of this process, as near as it can tell
 
 # Exit statuses, after sysexits.h where it has one that fits. Slurm and Kubernetes templates act on them.
 OK = 0

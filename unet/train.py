@@ -42,6 +42,7 @@ from unet.training import (
     step,
     train_log,
     train_state,
+    wall_time,
 )
 from unet.training import workdir as workdir_files
 
@@ -82,6 +83,7 @@ def train_and_evaluate(
                 virtual_devices=runtime.virtual_devices,
                 peer_seconds=runtime.peer_seconds,
                 stall_seconds=runtime.stall_seconds,
+                time_sums=not runtime.deterministic and runtime.jit_compile != 'on',
                 stop=stop,
                 compare=values_to_compare(config, [train_split, eval_split]),
             )
@@ -227,6 +229,7 @@ def _loop_run(
         ),
         evaluate=evaluate,
         writer=writer,
+        clock=wall_time.Clock(workdir if joined.is_chief else None, step=start, started=entry.STARTED),
         joined=joined,
         stop=stop,
     )

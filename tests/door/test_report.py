@@ -77,6 +77,9 @@ def test_page_of_a_run(trained):
         assert share is None or f'{100 * share:.2f} %' in page.text
     assert page.text.count('mIoU of the classes present') == 1 and 'Host memory, peak' in page.text
     assert page.tags.count('svg') == 5 and page.tags.count('img') == 2 * 2 * 4
+    shares = re.search(r'training that counts ([\d.]+) % .* starts ([\d.]+) % .* evaluations ([\d.]+) %', page.text)
+    assert shares and all(float(share) > 0 for share in shares.groups())
+    assert 'Of it training that counts' in page.text and 'Slowest worker' not in page.text
     assert 'model.width' in page.text and 'train 6 6 40×56' in page.text
     for svg in re.findall(r'<svg.*?</svg>', text, re.S):
         assert xml.etree.ElementTree.fromstring(svg).findall('.//polyline'), svg

@@ -117,6 +117,7 @@ def test_a_run_is_whole(undisturbed):
         'tensorboard',
         'pictures',
         'report.html',
+        'wall_time.jsonl',
     } == {path.name for path in workdir.iterdir()}
     values = tiny.checkpoint_values(workdir / 'checkpoints/ckpt-12')
     assert any('state/slots' in name for name in values), 'weights saved without the optimizer state'

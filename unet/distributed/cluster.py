@@ -29,7 +29,7 @@ import tensorflow as tf
 from tensorflow.python.distribute import cross_device_utils  # its keys have no public name in TensorFlow 2.21
 
 from launch import entry, host
-from unet.distributed import process_group, shutdown
+from unet.distributed import process_group, shutdown, stragglers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +85,7 @@ def join(
     virtual_devices: int,
     peer_seconds: float,
     stall_seconds: float,
+    time_sums: bool = False,
     stop: shutdown.StopRequest | None = None,
     compare: Sequence[tuple[str, object, str]] = (),
 ) -> Iterator[Joined]:
@@ -97,6 +98,8 @@ def join(
       virtual_devices: see `make_strategy`.
       peer_seconds: how long the processes wait for each other, now and for each sign of life.
       stall_seconds: the process ends if `Joined.stall.progress` is not called for so long.
+      time_sums: of several workers, count how long this one is in sums over replicas, see `stragglers.time_sums`; not
+        where XLA compiles those, or no clock may be read.
       stop: a request to stop, heeded while waiting.
       compare: (name, value, remedy) of what must be the same on all ranks.
 
@@ -115,6 +118,8 @@ def join(
         for what, value, remedy in compare:
             group.check_equal(what, value, remedy)
         strategy = make_strategy(virtual_devices, found, peer_seconds=peer_seconds)
+        if time_sums and found.count > 1:
+            stragglers.time_sums(strategy)
         if stop is not None:
             stop.listen()  # MultiWorkerMirroredStrategy has replaced the handlers
             stop.check()

@@ -102,6 +102,7 @@ def write(
         written=datetime.datetime.now().astimezone().strftime('%Y-%m-%d %H:%M %Z'),
         summary=sections.summary(shown),
         curves=sections.curves(shown),
+        wall_time=sections.wall_time(shown),
         classes=sections.classes(shown),
         matrices=[(r, sections.confusion_matrix(r.confusion, r.table)) for r in shown if r.confusion is not None],
         galleries=[('Worst images', worst), ('Best images', best)],

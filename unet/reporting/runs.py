@@ -17,7 +17,7 @@ import numpy as np
 from configs import validation
 from data_prep import labels
 from launch import entry, files
-from unet.training import checkpoint, workdir
+from unet.training import checkpoint, wall_time, workdir
 
 _EVALUATION = ('checkpoint', 'images', 'scores', 'scores_of_images', 'confusion')
 
@@ -34,6 +34,7 @@ class Run:
       config_json: the same as JSON text.
       table: its label table.
       metrics: the lines of metrics.jsonl in the order they were written, each with its 'step'.
+      wall_time: what `wall_time.shares` says of it.
       evaluation: what unet.evaluate wrote about the split, if it is about `checkpoint`; else None.
       checkpoint: path of the best checkpoint, of the latest if there is no best yet; None if there is none.
       confusion: int64 [n, n] in label ids, of the images that were predicted; None before any were.
@@ -50,6 +51,7 @@ class Run:
     config_json: str
     table: labels.Table
     metrics: list[dict[str, float | None]]
+    wall_time: tuple[float, dict[str, float]] | None
     evaluation: dict | None
     checkpoint: str | None
     confusion: np.ndarray | None = None
@@ -97,6 +99,7 @@ def _read(folder: str, name: str, split: str) -> Run:
         config_json=json.dumps(config.to_dict(), indent=2),
         table=labels.read(root / labels.FILE),
         metrics=workdir.read_metrics(root),
+        wall_time=wall_time.shares(root),
         evaluation=read_evaluation(root / f'evaluate-{split}.json', path),
         checkpoint=path,
     )

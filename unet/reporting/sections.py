@@ -6,6 +6,7 @@ Each function takes all runs of the report, which one or several are, and return
 over; how it looks is said in report.html.jinja.
 """
 
+import collections
 import math
 import pathlib
 import statistics
@@ -28,6 +29,7 @@ _CURVES = (  # title, metrics (of several runs only the first is drawn), unit, f
     ('Learning rate', ('train/learning_rate',), '', 0.0),
     ('Gradient norm', ('train/gradient_norm',), '', 0.0),
     ('Training speed', ('time/images_per_second',), 'images/s', 0.0),
+    ('Slowest worker', ('time/slowest_over_median',), 'times the median', 1.0),
 )
 _MOST_CONFUSIONS = 8  # pairs of classes named beside a confusion matrix
 _MOST_SIZES = 3  # image sizes named per split
@@ -58,6 +60,9 @@ def summary(runs: list[Run]) -> list[dict]:
                 before = line['step']
         return total / 3600 or None
 
+    def counted(run: Run) -> float | None:
+        return run.wall_time and run.wall_time[1]['training that counts']
+
     def score(name: str) -> Callable[[Run], float | None]:
         return lambda run: best_scores(run)[0].get(name)
 
@@ -77,6 +82,9 @@ def summary(runs: list[Run]) -> list[dict]:
         ('Evaluation speed', lambda run: median(run, 'time/eval_images_per_second'), '{:.3g} images/s'.format, max),
         ('Waiting for data', lambda run: median(run, 'time/waiting_for_data'), percent, min),
         ('Time spent on training steps', hours, _duration, None),
+        ('Since the first start', lambda run: run.wall_time and run.wall_time[0] / 3600, _duration, None),
+        ('Of it training that counts', counted, percent, max),
+        ('Slowest worker', _slowest_worker, str, None),
         ('Host memory, peak', lambda run: largest(run, 'memory/host_peak_gib'), '{:.2f} GiB'.format, min),
         ('GPU memory, peak', lambda run: largest(run, 'memory/gpu_peak_gib'), '{:.2f} GiB'.format, min),
     ]
@@ -89,6 +97,34 @@ def summary(runs: list[Run]) -> list[dict]:
             cells = [('–' if v is None else shown(v), v is not None and v == best) for v in values]
             table.append({'title': title, 'cells': cells})
     return table
+
+
+def _slowest_worker(run: Run) -> str | None:
+    """The worker that was the slowest in most reports, how slow it was, and why."""
+    compared = [line for line in run.metrics if line.get('time/slowest_rank') is not None]
+    if not compared:
+        return None
+    rank, count = collections.Counter(line['time/slowest_rank'] for line in compared).most_common(1)[0]
+    own = [line for line in compared if line['time/slowest_rank'] == rank]
+    pace, data, computing = (
+        statistics.median(line[f'time/slowest_{name}'] for line in own)
+        for name in ('over_median', 'by_data', 'by_computing')
+    )
+    reason = 'waiting for data' if data > computing else 'computing'
+    return f'rank {rank:.0f} in {count} of {len(compared)} reports: {pace:.2f} times the median, by {reason}'
+
+
+def wall_time(runs: list[Run]) -> list[dict]:
+    """Returns what the time since the first start went into.
+
+    Returns:
+      Of each run that kept a record its 'name' and its 'shares': of what, the fraction, and the time as text.
+    """
+    kept = [(run, run.wall_time[0] / 3600, run.wall_time[1]) for run in runs if run.wall_time]
+    return [
+        {'name': run.name, 'shares': [(what, share, _duration(share * hours)) for what, share in shares.items()]}
+        for run, hours, shares in kept
+    ]
 
 
 def _parameters(run: Run) -> int | None:
@@ -257,4 +293,6 @@ def percent(share: float | None, digits: int = 2) -> str:
 
 def _duration(hours: float) -> str:
     minutes = round(hours * 60)
-    return f'{minutes // 60} h {minutes % 60} min' if minutes >= 60 else f'{max(minutes, 1)} min'
+    if minutes >= 60:
+        return f'{minutes // 60} h {minutes % 60} min'
+    return f'{minutes} min' if minutes >= 10 else f'{hours * 3600:.3g} s'

@@ -13,8 +13,8 @@ import numpy as np
 import tensorflow as tf
 
 from launch import entry
-from unet.distributed import cluster, shutdown
-from unet.training import checkpoint, metric_writer, schedule, step, train_log
+from unet.distributed import cluster, shutdown, stragglers
+from unet.training import checkpoint, metric_writer, schedule, step, train_log, wall_time
 from unet.training import workdir as workdir_files
 
 _TIMED_CALLS = 3  # of one step each; the first compiles
@@ -46,6 +46,7 @@ class Run:
       evaluate: evaluates the model after so many completed steps, and says how far it has come to a log; None if a
         request to stop came meanwhile.
       writer: of the metrics; None on all ranks but the chief.
+      clock: says what the time goes into.
       joined: the processes and devices that share the work.
       stop: becomes true when the run is to stop.
     """
@@ -64,6 +65,7 @@ class Run:
     check_replicas: Callable[[int], None]
     evaluate: Callable[[int, train_log.TrainLog], Evaluation | None]
     writer: metric_writer.MetricsWriter | None
+    clock: wall_time.Clock
     joined: cluster.Joined
     stop: shutdown.StopRequest
 
@@ -86,13 +88,15 @@ def train(run: Run) -> dict[str, float]:
     pace = _Pace(run)
     window = []  # metrics of the steps since the last report
     skipped = 0  # overflowed steps in a row
+    ranks = stragglers.Stragglers(run.joined.group)
     profiler = contextlib.ExitStack()
 
     def save(done: int) -> None:
         nonlocal saved
         if chief and done > saved:
             folder = os.path.join(run.workdir, workdir_files.CHECKPOINTS)
-            checkpoint.save(folder, run.contents, step=done, keep=run.checkpoints_kept)
+            with run.clock.spent_on('saving'):
+                checkpoint.save(folder, run.contents, step=done, keep=run.checkpoints_kept)
         saved = done
 
     with profiler, train_log.TrainLog(run.num_steps, start, run.global_batch) as log:
@@ -102,17 +106,17 @@ def train(run: Run) -> dict[str, float]:
             skipped = _check_finite(rows, done, skipped, run.skips_overflows)
             window.extend(rows)
             if boundary.log and done == boundary.step and window:
-                reported = log.report(done, np.stack(window))
+                _report(run, done, log, np.stack(window), ranks)
                 window = []
-                if chief:
-                    run.writer.write(done, reported)
             if (boundary.save or boundary.evaluate or stopped) and done > start:
-                run.check_replicas(done)  # before anything is saved
+                with run.clock.spent_on('saving'):
+                    run.check_replicas(done)
             # A run that had ended is evaluated once more if its scores were lost.
             evaluated = state.evaluated.numpy() == done and bool(scores or done < run.num_steps)
             if boundary.evaluate and not stopped and not evaluated:
                 try:
-                    evaluation = run.evaluate(done, log)
+                    with run.clock.spent_on('evaluating'):
+                        evaluation = run.evaluate(done, log)
                 except Exception:
                     save(done)  # what has been learnt is good
                     raise
@@ -128,6 +132,7 @@ def train(run: Run) -> dict[str, float]:
             if boundary.stop_profile:
                 profiler.close()
             run.joined.stall.progress()
+            run.clock.record(done)
             if stopped:
                 run.joined.group.all_gather(None)  # nobody leaves before the chief has saved
                 raise entry.UserError(
@@ -165,7 +170,7 @@ def _train_until(boundary: int, run: Run, pace: _Pace, log: train_log.TrainLog) 
     rows = [np.zeros([0, len(step.METRICS)], np.float32)]
     queued = []  # what the last call returned, if it has not been waited for
     stopped = alone and bool(run.stop)
-    with log.timed():
+    with run.clock.spent_on('training'), log.timed():
         while done < boundary and not stopped:
             started = time.monotonic()
             count = min(pace.steps, boundary - done)
@@ -175,6 +180,7 @@ def _train_until(boundary: int, run: Run, pace: _Pace, log: train_log.TrainLog) 
             rows += [step.read_metrics(taken) for taken in (queued[:-1] if pace.is_known else queued)]
             queued = queued[-1:] if pace.is_known else []
             log.advance(count)
+            run.clock.first_steps_done()
             run.joined.stall.progress()
             if not pace.is_known:
                 pace.timed(time.monotonic() - started)
@@ -210,6 +216,20 @@ def _check_finite(rows: np.ndarray, done: int, skipped: int, skips_overflows: bo
     return skipped
 
 
+def _report(run: Run, done: int, log: train_log.TrainLog, rows: np.ndarray, ranks: stragglers.Stragglers) -> None:
+    """Says how training has gone since the last report, and which rank held the others up."""
+    compared, sentences = ranks.compare(
+        seconds=log.seconds,
+        without_data=float(step.column(rows, 'seconds_without_data').sum()),
+        in_sums=float(step.column(rows, 'seconds_in_sums').sum()),
+    )
+    reported = log.report(done, rows) | compared
+    for sentence in sentences:
+        log.log(f'step {done}/{run.num_steps}  {sentence}')
+    if run.writer:
+        run.writer.write(done, reported)
+
+
 def _record_evaluation(run: Run, done: int, scores: dict[str, float], pictures: Mapping[str, object]) -> None:
     """Writes an evaluation, and saves the model if it is the best so far."""
     state, metric = run.contents.state, run.best_metric
@@ -220,7 +240,8 @@ def _record_evaluation(run: Run, done: int, scores: dict[str, float], pictures: 
     if run.writer:
         run.writer.write(done, scores, pictures)
     if run.writer and best:
-        checkpoint.save(os.path.join(run.workdir, workdir_files.BEST), run.contents, step=done, keep=1)
+        with run.clock.spent_on('saving'):
+            checkpoint.save(os.path.join(run.workdir, workdir_files.BEST), run.contents, step=done, keep=1)
 
 
 @contextlib.contextmanager

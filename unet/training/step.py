@@ -18,13 +18,15 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from unet.distributed import stragglers
 from unet.models import preprocess
 from unet.training import optimizer
 from unet.training.losses import Denominator, Numerator
 from unet.training.train_state import TrainState
 
-# Of each step; all but the last are the same on all replicas.
-METRICS = ('loss', 'gradient_norm', 'learning_rate', 'finite', 'loss_scale', 'stop', 'seconds_without_data')
+# Of each step; all but the seconds, which are of this process, are the same on all replicas.
+SHARED_METRICS = ('loss', 'gradient_norm', 'learning_rate', 'finite', 'loss_scale', 'stop')
+METRICS = (*SHARED_METRICS, 'seconds_without_data', 'seconds_in_sums')
 
 _GROW_AFTER = 2000  # good steps after which the loss scale of float16 is doubled
 
@@ -33,8 +35,9 @@ _GROW_AFTER = 2000  # good steps after which the loss scale of float16 is double
 # memory at the same time, for it ignores control dependencies, or, in a loop, have no fast convolutions on a CPU.
 COMPILED = ('step', 'inputs', 'gradients', 'loss', 'update')
 
-# What a call of several steps returns: METRICS but for the last, on the device that computed them, and the last.
-Taken = tuple[tf.Tensor, tf.Tensor]
+# What a call of several steps returns: SHARED_METRICS of each, on the device that computed them, and on the host the
+# seconds without data of each and those in sums of all together.
+Taken = tuple[tf.Tensor, tf.Tensor, tf.Tensor]
 Loss = tuple[float, Numerator, Denominator]  # weight, numerator, denominator
 Gradients = list[tf.Tensor]
 # (weights, gradients, slots, count=, learning_rate=) -> new weights, new slots; see `optimizer.update`
@@ -83,8 +86,8 @@ def make_replica_step(
 
     Returns:
       A function of a batch (as `input_pipeline.train_batches` yields it) and stop (a float32 scalar, above 0 where this
-      process has been asked to stop) that returns float32 [len(METRICS) - 1], the same on all replicas; its 'stop' is
-      the sum over all of them.
+      process has been asked to stop) that returns SHARED_METRICS as float32, the same on all replicas; 'stop' is the
+      sum over all of them.
     """
     variables = [variable.value for variable in model.trainable_variables]
     statistics = [variable.value for variable in model.non_trainable_variables]
@@ -120,7 +123,7 @@ def make_replica_step(
         return tape.gradient(scaled_loss, variables), loss
 
     def apply_gradients(gradients, loss, new_statistics, statistics_before) -> tf.Tensor:
-        """Updates model and state by the sum of all replicas' gradients and returns METRICS of the step."""
+        """Updates model and state by the sum of all replicas' gradients and returns SHARED_METRICS but for 'stop'."""
         gradients = [gradient / tf.cast(state.scale, dtype) for gradient in gradients] if loss_scaling else gradients
         finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(tensor)) for tensor in [*gradients, loss]])
         gradients, norm = optimizer.clip_by_global_norm(gradients, clip_norm)
@@ -257,7 +260,7 @@ def make_train_steps(
       strategy: runs `replica_step` on its replicas.
       replica_step: from `make_replica_step`.
       device: of the first replica of this process, e.g. 'GPU:0'.
-      deterministic: no clock is read, which TensorFlow refuses in this mode: the time without data is 0.
+      deterministic: no clock is read, which TensorFlow refuses in this mode: the times are 0.
 
     Returns:
       A function of an iterator over batches, a number of steps, and stop (see `make_replica_step`) that returns what
@@ -267,8 +270,9 @@ def make_train_steps(
 
     @tf.function
     def train_steps(iterator, count, stop):
+        in_sums_before = stragglers.seconds_in_sums()
         with tf.device(device):  # a GPU's rows stay there: to bring them to the host is to wait for the step
-            rows = tf.TensorArray(tf.float32, size=count, element_shape=[len(METRICS) - 1])
+            rows = tf.TensorArray(tf.float32, size=count, element_shape=[len(SHARED_METRICS)])
         with tf.device('CPU'):
             waits = tf.TensorArray(tf.float32, size=count, element_shape=[])
         for i in tf.range(count):
@@ -285,7 +289,7 @@ def make_train_steps(
                 rows = rows.write(i, strategy.experimental_local_results(row)[0])
             with tf.device('CPU'):
                 waits = waits.write(i, waited)
-        return rows.stack(), waits.stack()
+        return rows.stack(), waits.stack(), stragglers.seconds_in_sums() - in_sums_before
 
     return train_steps
 
@@ -299,8 +303,9 @@ def read_metrics(taken: Taken) -> np.ndarray:
     Returns:
       float32 [steps, len(METRICS)].
     """
-    rows, waits = taken
-    return np.concatenate([rows.numpy(), waits.numpy()[:, None]], 1)
+    rows, waits, in_sums = (part.numpy() for part in taken)
+    seconds = np.stack([waits, np.full_like(waits, in_sums / len(waits))], 1)  # in sums: the mean over the steps
+    return np.concatenate([rows, seconds], 1)
 
 
 def _copy_on_its_device(tensor: tf.Tensor) -> tf.Tensor:

@@ -31,14 +31,14 @@ class TrainLog(progress.Bar):
         """
         super().__init__(num_steps, 'step', done=done, stream=sys.stdout, log_seconds=None)
         self._num_steps, self._global_batch = num_steps, global_batch
-        self._seconds = 0.0  # of training alone, since the last report
+        self.seconds = 0.0  # of training alone, since the last report
 
     @contextlib.contextmanager
     def timed(self) -> Iterator[None]:
         """Counts the time until the block ends as that of training."""
         started = time.monotonic()
         yield
-        self._seconds += time.monotonic() - started
+        self.seconds += time.monotonic() - started
 
     def report(self, done: int, rows: np.ndarray) -> dict[str, float]:
         """Says how training goes and returns it by name.
@@ -51,10 +51,10 @@ class TrainLog(progress.Bar):
         finite = rows[step.column(rows, 'finite') > 0]
         skipped = len(rows) - len(finite)
         mean_loss = float(step.column(finite, 'loss').mean()) if len(finite) else float('nan')
-        seconds = max(self._seconds, 1e-9)
+        seconds = max(self.seconds, 1e-9)
         speed = len(rows) * self._global_batch / seconds
         left = (self._num_steps - done) * self._global_batch / max(speed, 1e-9)
-        self._seconds = 0.0
+        self.seconds = 0.0
         text = f'loss {mean_loss:.4f}  learning rate {last["learning_rate"]:.2e}  {speed:.1f} images/s'
         if skipped:
             text += f'  {skipped} overflowed and skipped, loss scale {last["loss_scale"]:g}'
