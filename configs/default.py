@@ -113,6 +113,9 @@ FIELDS: dict[str, Field] = {
     'checkpoint.every_steps': Field(1000, at_least=1),  # and after the last step, and when asked to stop
     'checkpoint.keep': Field(2, at_least=1),  # latest checkpoints kept, beside the best
     'log.every_steps': Field(50, at_least=1),
+    # Experiment trackers that get the metrics too: 'mlflow', 'wandb', of the extras of the same names. Their own
+    # environment variables (MLFLOW_TRACKING_URI, WANDB_MODE, ...) say where to.
+    'log.trackers': Field((), choices=('mlflow', 'wandb')),
     # A profiler trace of the steps after the first number up to the second, for TensorBoard.
     'profile.steps': Field((0, 0), check=validation.steps),
     #

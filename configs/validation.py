@@ -34,7 +34,7 @@ class Field:
 
     Attributes:
       default: its value where nothing else is set; its type is the type of the field.
-      choices: the strings that it may be; empty if it may be any.
+      choices: the strings that it, or each part of a tuple, may be; empty if it may be any.
       at_least, at_most: bounds of a number, both included.
       below: bound of a number that is not included.
       check: takes the value and returns what is wrong with it, '' if nothing is.
@@ -52,6 +52,8 @@ class Field:
         if isinstance(value, str):
             return '' if not self.choices or value in self.choices else f'choose one of {", ".join(self.choices)}'
         if isinstance(value, tuple):
+            if self.choices and (len(set(value)) < len(value) or not set(value) <= set(self.choices)):
+                return f'choose among {", ".join(self.choices)}, each once'
             return self.check(value) if self.check else ''
         if value < self.at_least:
             return f'must be at least {self.at_least}'
@@ -117,7 +119,7 @@ def validate(config: ConfigDict, fields: Mapping[str, Field]) -> list[str]:
     problems = [f'config.{name}: no such field' for name in values if name not in fields]
     problems += [f'config.{name}: missing' for name in fields if name not in values]
     for name, value in values.items():
-        if name in fields and (malformed := _malformed(value, fields[name].default)):
+        if name in fields and (malformed := _malformed(value, fields[name])):
             problems.append(f'config.{name}={value}: {malformed}')
     if problems:
         return problems
@@ -139,9 +141,9 @@ def problems_of_types(values: Mapping[str, Value], fields: Mapping[str, Field]) 
     return problems
 
 
-def _malformed(value: Value, default: Value) -> str:
+def _malformed(value: Value, field: Field) -> str:
     """What is wrong with the form of a value, whatever its bounds; '' if nothing is."""
-    of_names = isinstance(default, tuple) and default and isinstance(default[0], str)
+    of_names = isinstance(field.default, tuple) and isinstance(next(iter(field.choices + field.default), None), str)
     for part in value if isinstance(value, tuple) else (value,):
         if of_names and not isinstance(part, str):
             return f"must be names in quotes, e.g. ('{part}',)"

@@ -38,7 +38,7 @@ BASES = {
     'launch.kubernetes': '--image=unet:1 --pvc=data:/data --workdir=/data/runs/x --data_dir=/data/cityscapes '
     '-- --config=configs/cityscapes.py',
 }
-OTHERS = ('logdir', 'model_base_path', 'output', 'signal')  # flags of programs that are not ours
+OTHERS = ('backend', 'logdir', 'model_base_path', 'output', 'signal')  # flags of programs that are not ours
 # Begin so: what a run or a build makes, and what the documents call a user's own.
 MADE = ('demo/', 'runs/', 'data/', 'checkpoints/', 'best/', 'tensorboard/', 'pictures/', 'export/', 'building/')
 METRICS = ('train/', 'eval/', 'time/')

@@ -19,6 +19,7 @@ import numpy as np
 import tensorflow as tf
 from ml_collections import ConfigDict
 
+from configs import validation
 from data_prep import labels, records
 from launch import entry, files, folders
 from unet.data import build as data_build
@@ -40,6 +41,7 @@ from unet.training import (
     restore,
     schedule,
     step,
+    trackers,
     train_log,
     train_state,
     wall_time,
@@ -119,7 +121,13 @@ def train_and_evaluate(
                 data_build.make_distributed_batches(config, strategy, joined.workers, reader, first_step=start)
             )
         evaluate = _evaluator(config, workdir, contents, eval_split, table, joined, stop)
-        run = _loop_run(config, workdir, contents, functools.partial(train_steps, batches), evaluate, joined, stop)
+        writer = None
+        if joined.is_chief:
+            names, fields = config.log.trackers, validation.flatten(config)
+            followers = stack.enter_context(trackers.follow(names, workdir, fields))
+            writer = metric_writer.MetricsWriter(workdir, last_step=start, followers=followers)
+        steps = functools.partial(train_steps, batches)
+        run = _loop_run(config, workdir, contents, steps, evaluate, writer, joined, stop)
         try:
             scores = loop.train(run)
         except tf.errors.OpError as error:
@@ -199,12 +207,12 @@ def _loop_run(
     contents: tf.train.Checkpoint,
     train_steps: Callable[[tf.Tensor, tf.Tensor], step.Taken],
     evaluate: Callable[[int, train_log.TrainLog], loop.Evaluation | None],
+    writer: metric_writer.MetricsWriter | None,
     joined: cluster.Joined,
     stop: shutdown.StopRequest,
 ) -> loop.Run:
     """Returns the parts of the run that the loop puts together, by the config."""
     start = int(contents.state.step.numpy())
-    writer = metric_writer.MetricsWriter(workdir, last_step=start) if joined.is_chief else None
     return loop.Run(
         workdir=workdir,
         boundaries=functools.partial(

@@ -9,6 +9,7 @@ The public functions read the config, and each check that they make takes the va
 import contextlib
 import dataclasses
 import importlib.metadata
+import importlib.util
 import os
 import pathlib
 import shutil
@@ -82,6 +83,7 @@ def before_training(
     yield _workers(split, cluster.rank_and_count(strategy)[1])
     yield _crop(config.data.crop, config.data.scale, config.data.resize, split)
     yield batch(config, replicas)
+    yield _trackers(config.log.trackers)
     cost = training_build.estimate_cost(config, len(model_build.id_of_class(config.labels, table)))
     share = -(-config.global_batch // replicas)
     yield _memory(
@@ -199,6 +201,18 @@ def batch(config: ConfigDict, replicas: int) -> Check:
         f'{config.global_batch} images over {replicas} device(s) in {microbatches or "as many as needed"} '
         'microbatch(es)',
         f'The next config.global_batch that divides is {-(-config.global_batch // multiple) * multiple}.',
+    )
+
+
+def _trackers(names: tuple[str, ...]) -> Check:
+    found = {name: importlib.util.find_spec(name) for name in names}
+    # A folder of that name is a package without an origin.
+    missing = [name for name, spec in found.items() if spec is None or spec.origin is None]
+    return Check(
+        'config.log.trackers',
+        not missing,
+        f'{", ".join(missing)} not installed' if missing else ', '.join(names) or 'none',
+        f"Install what is missing (pip install 'unet-cityscapes[{','.join(missing)}]'), or leave it out",
     )
 
 

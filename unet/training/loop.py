@@ -7,14 +7,14 @@ import contextlib
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import tensorflow as tf
 
 from launch import entry
 from unet.distributed import cluster, shutdown, stragglers
-from unet.training import checkpoint, metric_writer, schedule, step, train_log, wall_time
+from unet.training import checkpoint, metric_writer, schedule, step, trackers, train_log, wall_time
 from unet.training import workdir as workdir_files
 
 _TIMED_CALLS = 3  # of one step each; the first compiles
@@ -230,7 +230,7 @@ def _report(run: Run, done: int, log: train_log.TrainLog, rows: np.ndarray, rank
         run.writer.write(done, reported)
 
 
-def _record_evaluation(run: Run, done: int, scores: dict[str, float], pictures: Mapping[str, object]) -> None:
+def _record_evaluation(run: Run, done: int, scores: dict[str, float], pictures: trackers.Pictures) -> None:
     """Writes an evaluation, and saves the model if it is the best so far."""
     state, metric = run.contents.state, run.best_metric
     state.evaluated.assign(done)
@@ -240,6 +240,7 @@ def _record_evaluation(run: Run, done: int, scores: dict[str, float], pictures: 
     if run.writer:
         run.writer.write(done, scores, pictures)
     if run.writer and best:
+        run.writer.write_best(done, metric, scores[metric])
         with run.clock.spent_on('saving'):
             checkpoint.save(os.path.join(run.workdir, workdir_files.BEST), run.contents, step=done, keep=1)
 

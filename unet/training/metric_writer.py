@@ -9,19 +9,24 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 import tensorflow as tf
 
 from data_prep import tfrecord
 from launch import entry, files
+from unet.training import trackers
 from unet.training.workdir import METRICS_FILE, TENSORBOARD, read_metrics
 
 
 class MetricsWriter:
-    """Appends to metrics.jsonl and to TensorBoard; starting again cuts off what came after the checkpoint."""
+    """Appends to metrics.jsonl and to TensorBoard; starting again cuts off what came after the checkpoint.
 
-    def __init__(self, workdir: str, *, last_step: int):
+    Trackers get the same, and keep what they have.
+    """
+
+    def __init__(self, workdir: str, *, last_step: int, followers: Sequence[trackers.Tracker] = ()):
+        self._followers = followers
         self._path = pathlib.Path(workdir) / METRICS_FILE
         if self._path.exists():
             kept = [line for line in read_metrics(workdir) if line['step'] <= last_step]
@@ -32,13 +37,13 @@ class MetricsWriter:
             _cut_events(file, last_step)
         self._summaries = tf.summary.create_file_writer(str(events))
 
-    def write(self, step: int, values: dict[str, float], pictures: Mapping[str, object] | None = None) -> None:
+    def write(self, step: int, values: dict[str, float], pictures: trackers.Pictures | None = None) -> None:
         """Writes one line with `step` and the values, also as TensorBoard scalars; what is not finite is null.
 
         Args:
           step: completed steps.
           values: by name.
-          pictures: uint8 [height, width, 3] by name, for TensorBoard alone.
+          pictures: uint8 [height, width, 3] by name, for TensorBoard and trackers alone.
 
         Raises:
           UserError: NO_STORAGE if they cannot be written.
@@ -46,6 +51,8 @@ class MetricsWriter:
         line = {'step': step} | {k: float(v) if math.isfinite(v) else None for k, v in values.items()}
         with files.naming(self._path), self._path.open('a') as file:
             file.write(json.dumps(line) + '\n')
+        for tracker in self._followers:
+            tracker.write(step, values, pictures or {})
         try:
             with self._summaries.as_default():
                 for name, picture in (pictures or {}).items():
@@ -59,6 +66,11 @@ class MetricsWriter:
                 f"{self._path.parent}: TensorBoard's events could not be written ({entry.reason_of(error)}). "
                 'The checkpoints are whole: free some space and run the same command again.',
             ) from error
+
+    def write_best(self, step: int, name: str, value: float) -> None:
+        """Tells the trackers the best value of a score so far, and its step; others read it off the metrics."""
+        for tracker in self._followers:
+            tracker.write_best(step, name, value)
 
 
 def _cut_events(file: pathlib.Path, last_step: int) -> None:

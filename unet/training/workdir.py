@@ -38,7 +38,7 @@ def check_writable(workdir: str) -> None:
 def may_change_on_resume(field: str) -> bool:
     """Says whether a config field may change when a run goes on: its length, its intervals, and how it is computed."""
     return (
-        field in ('num_steps', 'checkpoint.keep', 'eval.batch', 'eval.pictures', 'data.cache')
+        field in ('num_steps', 'checkpoint.keep', 'eval.batch', 'eval.pictures', 'data.cache', 'log.trackers')
         or field.endswith(('every_steps', '.steps'))
         or field.startswith('runtime.')
     )
