@@ -31,12 +31,20 @@ FIELDS: dict[str, Field] = {
     # Of images, when data.resize or eval.resize is set.
     'data.resize_method': Field('bilinear', choices=('bilinear', 'nearest')),
     'data.crop': Field((512, 1024), check=validation.size),  # what the model is trained on
-    # Random zoom before the crop, uniform between the two; below 1 shows more, smaller.
+    # Random zoom before the crop, uniform between the two, or in the logarithm; below 1 shows more, smaller.
     'data.scale': Field((0.5, 2.0), check=validation.positive_range),
+    'data.log_scale': Field(False),
+    # Class-uniform sampling: with this probability a class is drawn, evenly, then an image and the centre of the crop
+    # from the places of that class; else all images take turns, and a crop lies anywhere.
+    'data.class_uniform': Field(0.0, at_least=0, at_most=1),
+    # A crop in which one class has more than this share of the pixels that count is drawn again, up to ten times.
+    'data.largest_share': Field(1.0, at_least=0.05, at_most=1),
     'data.flip': Field(0.5, at_least=0, at_most=1),  # probability of a left-right flip
     'data.brightness': Field(0.125, at_least=0),  # added: up to this share of full scale either way
     'data.contrast': Field(0.25, at_least=0, at_most=1),  # contrast and saturation are multiplied by 1 - x to 1 + x
     'data.saturation': Field(0.25, at_least=0, at_most=1),
+    'data.gamma': Field(0.0, at_least=0, at_most=2),  # of the logarithm of the exponent of brightness, either way
+    'data.hue': Field(0.0, at_least=0, at_most=0.5),  # share of the colour circle that colours turn either way
     # Keep the decoded (and resized) training images: 'memory', for small ones; 'disk', a file in $TMPDIR (a local disk)
     # that goes with the process, for those that take longer to decode than to read: 4 bytes per pixel, 25 GB for
     # Cityscapes. Augmentation comes after it.
@@ -44,7 +52,13 @@ FIELDS: dict[str, Field] = {
     #
     # Model
     'model.width': Field(64, at_least=1),  # channels of the first level; each level down has twice as many
-    'model.depth': Field(5, at_least=3, at_most=6),  # levels; the image is halved depth - 1 times
+    'model.depth': Field(5, at_least=3, at_most=8),  # levels; the image is halved depth - 1 times
+    'model.max_width': Field(0, at_least=0),  # channels that no level has more of; 0: no limit
+    # How many times smaller than the image the first level is. 2 quarters the cost of a step and doubles the field of
+    # view; strided convolutions lead there, and logits of each full-size pixel come from the first level's channels.
+    'model.stem': Field(1, check=validation.stem),
+    # At the bottom: 'dilated' convolutions widen the field of view by 12 pixels of that level, or 'none'.
+    'model.context': Field('none', choices=('none', 'dilated')),
     # How a level's encoder output joins its decoder: 'concat' (U-Net) or 'add' (FCN; less memory).
     'model.skip': Field('concat', choices=('concat', 'add')),
     # 'same': output as large as the input; 'valid': the original unpadded U-Net (572 -> 388).
@@ -71,6 +85,7 @@ FIELDS: dict[str, Field] = {
     'loss.auxiliary': Field(0.0, at_least=0),
     'loss.class_weights': Field((), check=validation.weights),  # of the cross entropy, one per class; (): all 1
     'loss.balanced': Field(False),  # class weights from the training pixels of each class instead
+    'loss.balanced_power': Field(1.0, at_least=0, at_most=1),  # of these weights; 0.5, their square root, is milder
     'loss.label_smoothing': Field(0.0, at_least=0, at_most=1),  # share of the probability spread over all classes
     'loss.focal_gamma': Field(2.0, at_least=0),
     # Pixels whose true class has less probability than this are hard ...

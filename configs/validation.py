@@ -37,7 +37,7 @@ class Field:
       choices: the strings that it, or each part of a tuple, may be; empty if it may be any.
       at_least, at_most: bounds of a number, both included.
       below: bound of a number that is not included.
-      check: takes the value and returns what is wrong with it, '' if nothing is.
+      check: takes a value that is no string and returns what is wrong with it, '' if nothing is.
     """
 
     default: Value
@@ -45,7 +45,7 @@ class Field:
     at_least: float = -math.inf
     at_most: float = math.inf
     below: float = math.inf
-    check: Callable[[tuple], str] | None = None
+    check: Callable[..., str] | None = None
 
     def problem(self, value: Value) -> str:
         """Returns what is wrong with a value of the right type; '' if nothing is."""
@@ -55,6 +55,8 @@ class Field:
             if self.choices and (len(set(value)) < len(value) or not set(value) <= set(self.choices)):
                 return f'choose among {", ".join(self.choices)}, each once'
             return self.check(value) if self.check else ''
+        if self.check:
+            return self.check(value)
         if value < self.at_least:
             return f'must be at least {self.at_least}'
         if value > self.at_most:
@@ -94,6 +96,11 @@ def weights(value: tuple) -> str:
     """Checks weights of classes, or none."""
     fine = not value or min(value) >= 0 < max(value)
     return '' if fine else 'none may be below 0, and not all of them 0'
+
+
+def stem(value: int) -> str:
+    """Checks a power of two."""
+    return '' if value in (1, 2, 4) else 'must be 1, 2 or 4'
 
 
 def names(value: tuple) -> str:
@@ -163,18 +170,23 @@ def _problems_between(config: ConfigDict) -> list[str]:
     if profiled[1] > config.num_steps:
         problems.append(f'config.profile.steps={profiled}: the run ends at step {config.num_steps} (config.num_steps)')
     crop = tuple(config.data.crop)
-    if problem := input_size_problem(crop, config.model.depth, config.model.padding):
+    if config.model.stem > 1 and config.model.padding == 'valid':
+        problems.append(f"config.model.stem={config.model.stem}: needs config.model.padding='same'")
+    elif problem := input_size_problem(crop, config.model.depth, config.model.padding, config.model.stem):
         problems.append(f'config.data.crop={crop}: {problem}')
     return problems
 
 
-def output_size(size: int, depth: int, padding: str) -> int:
+def output_size(size: int, depth: int, padding: str, stem: int = 1) -> int:
     """Returns the pixels along one side of the U-Net's output for an input of `size`; 0 if it takes no such input.
 
-    Every pooling needs an even size. An unpadded model (padding 'valid') loses 4 pixels per level on the way down and
-    again on the way up, e.g. 572 -> 388 at depth 5 (https://arxiv.org/abs/1505.04597, figure 1).
+    Every halving, of pooling and stem, needs an even size. An unpadded model (padding 'valid', stem 1) loses 4 pixels
+    per level on the way down and again on the way up, e.g. 572 -> 388 at depth 5 (https://arxiv.org/abs/1505.04597,
+    figure 1).
     """
-    loss = 4 if padding == 'valid' else 0
+    if padding == 'same':
+        return 0 if size % input_multiple(depth, stem) else size
+    loss = 4
     for _ in range(depth - 1):
         size -= loss
         if size <= 0 or size % 2:
@@ -186,15 +198,21 @@ def output_size(size: int, depth: int, padding: str) -> int:
     return max(size, 0)
 
 
-def input_size_problem(size: tuple[int, int], depth: int, padding: str) -> str:
+def input_multiple(depth: int, stem: int = 1) -> int:
+    """Returns the pixels that height and width of a padded U-Net's input are multiples of."""
+    return stem * 2 ** (depth - 1)
+
+
+def input_size_problem(size: tuple[int, int], depth: int, padding: str, stem: int = 1) -> str:
     """Says that the U-Net takes no input of this height or width, and which are the nearest it takes; '' if it does."""
     for side in size:
-        if not output_size(side, depth, padding):
-            usable = [near for near in range(1, side + 200) if output_size(near, depth, padding)]
+        if not output_size(side, depth, padding, stem):
+            usable = [near for near in range(1, side + 1024) if output_size(near, depth, padding, stem)]
             nearest = sorted(sorted(usable, key=lambda near: abs(near - side))[:2])
             remedy = f'the nearest it takes are {nearest}' if nearest else 'make it larger'
             unpadded = 'n unpadded' if padding == 'valid' else ''
-            return f'a{unpadded} model of depth {depth} takes no input of {side} pixels; {remedy}'
+            stemmed = f' and stem {stem}' if stem > 1 else ''
+            return f'a{unpadded} model of depth {depth}{stemmed} takes no input of {side} pixels; {remedy}'
     return ''
 
 

@@ -84,7 +84,7 @@ def main() -> None:
         os.makedirs(_OUTPUT_DIR.value, exist_ok=True)
     window = (0, 0)
     if _WINDOW.value:
-        window = options.parse_window(_WINDOW.value, config.model.depth, config.model.padding)
+        window = options.parse_window(_WINDOW.value, config.model.depth, config.model.padding, config.model.stem)
     inference = options.InferenceOptions(window, _OVERLAP.value, scales, _FLIP.value)
     split = records.read_split(_DATA_DIR.value, _SPLIT.value or ('test' if _SUBMISSION_DIR.value else 'validation'))
     scored = not _SUBMISSION_DIR.value or bool(split.labelled.all())

@@ -197,6 +197,7 @@ def test_a_folder_that_holds_no_model_or_a_damaged_one_is_named(tmp_path):
         {'model.residual': True, 'model.up': 'resize', 'model.dropout': 0.1, 'loss.auxiliary': 0.4},
         {'model.norm': 'group', 'precision': 'bfloat16'},
         {'precision': 'float16', 'labels': 'label_ids'},
+        {'model.stem': 2, 'model.context': 'dilated', 'model.max_width': 8, 'loss.auxiliary': 0.4},
     ],
     ids=str,
 )
@@ -230,6 +231,40 @@ def test_every_kind_of_model_is_exported_as_it_is(fields, tmp_path):
         np.testing.assert_array_equal(expected['label_ids'], got['label_ids'])
         assert len(np.unique(got['label_ids'])) > 1
     assert not tf.saved_model.load(str(tmp_path / '7')).signatures['serving_default'].variables
+
+
+def test_a_stem_and_context_are_exported_to_files_too(tmp_path):
+    """By each converter, with normalisation folded into the stem's strided convolutions."""
+    from unet.exporting import converters, fold_batch_norm, saved_model, verify
+    from unet.inference import build as inference_build
+    from unet.models import build as model_build
+
+    config = default.get_config()
+    fields = {'model.width': 4, 'model.depth': 3, 'data.crop': (32, 32), 'model.stem': 4, 'model.context': 'dilated'}
+    config.update_from_flattened_dict(fields)
+    model = model_build.build_model(config, labels.CITYSCAPES, replicas=1)
+    rng = np.random.default_rng(0)
+    for variable in model.variables:
+        variable.assign(
+            variable.numpy() * rng.uniform(0.5, 2, variable.shape) + (0.1 if 'variance' in variable.path else 0)
+        )
+    size, image = (32, 48), rng.integers(0, 256, (32, 48, 3), dtype=np.uint8)
+    own_config, own = model_build.build_in_precision(config, model, labels.CITYSCAPES, 'float32')
+    fold_batch_norm.fold(own)
+    expected, folded = (
+        saved_model.outputs_of_logits(
+            inference_build.logits(own_config, each), model_build.id_of_class(config.labels, labels.CITYSCAPES)
+        )
+        for each in (model, own)
+    )
+    contents = {
+        'float16': converters.float16(folded, size),
+        'int8': converters.int8(folded, size, lambda: iter([image] * 4)),
+        'onnx': converters.onnx(folded),
+    }
+    for kind, content in contents.items():
+        verify.write_file(kind, content, tmp_path / kind, expected, [image])
+        assert (tmp_path / kind).exists()
 
 
 def test_an_export_that_differs_from_its_model_is_not_kept(tmp_path):

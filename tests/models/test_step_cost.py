@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from configs import cityscapes, default
+from configs import cityscapes_unet, default
 from tests import tiny
 from unet.models import build as model_build
 from unet.models import step_cost
@@ -33,7 +33,7 @@ def test_expected_time_is_work_over_speed():
 def test_expected_scaling():
     """One host waits for nobody; of two, each sends its gradients once, of infinitely many twice. Small sums take as
     long however little they carry."""
-    cost = training_build.estimate_cost(cityscapes.get_config(), 19)
+    cost = training_build.estimate_cost(cityscapes_unet.get_config(), 19)
     told = {'step_seconds': 1.0, 'bytes_per_second': float(cost.all_reduce_bytes), 'latency': 0.0, 'microbatches': 1}
     assert step_cost.scaling_efficiency(cost, hosts=1, **told) == 1
     assert step_cost.scaling_efficiency(cost, hosts=2, **told) == pytest.approx(1 / 2)

@@ -9,13 +9,16 @@ from unet.models import layers, step_cost, unet
 from unet.training import build as training_build
 
 
-@pytest.mark.parametrize('depth', [3, 4, 5, 6])
-@pytest.mark.parametrize('padding', ['same', 'valid'])
-def test_output_size_is_what_the_model_returns(depth, padding):
-    model = unet.build_unet(unet.Architecture(3, width=1, depth=depth, padding=padding, norm='none'))
-    usable = [size for size in range(60, 400) if validation.output_size(size, depth, padding)]
+@pytest.mark.parametrize(
+    ('depth', 'padding', 'stem'),
+    [(3, 'same', 1), (6, 'same', 1), (8, 'same', 2), (4, 'same', 4), (3, 'valid', 1), (6, 'valid', 1)],
+)
+def test_output_size_is_what_the_model_returns(depth, padding, stem):
+    arch = unet.Architecture(3, width=1, depth=depth, padding=padding, stem=stem, max_width=8, norm='none')
+    model = unet.build_unet(arch)
+    usable = [size for size in range(60, 600) if validation.output_size(size, depth, padding, stem)]
     for size in (usable[0], usable[len(usable) // 2], usable[-1]):
-        expected = validation.output_size(size, depth, padding)
+        expected = validation.output_size(size, depth, padding, stem)
         assert model.compute_output_shape((1, size, size, 3)) == (1, expected, expected, 3)
 
 
@@ -74,12 +77,19 @@ OPTIONS = [
     {'up': 'resize', 'residual': True, 'norm': 'group', 'skip': 'add'},
     {'up': 'resize', 'residual': True, 'padding': 'valid'},
     {'auxiliary': True, 'norm': 'none', 'padding': 'valid'},
+    {'auxiliary': True, 'stem': 2, 'context': 'dilated', 'max_width': 8},
+    {'stem': 4, 'context': 'dilated', 'up': 'resize', 'residual': True},
 ]
+
+
+def _size(options):
+    """60 pixels, which an unpadded model takes too, or what stems take."""
+    return (64, 64) if 'stem' in options else (60, 60)
 
 
 @pytest.mark.parametrize('options', OPTIONS)
 def test_recomputation_changes_nothing_and_statistics_are_updated_once(options):
-    images = np.random.default_rng(0).uniform(-1, 1, (2, 60, 60, 3))
+    images = np.random.default_rng(0).uniform(-1, 1, (2, *_size(options), 3))
     results = []
     for recompute in (False, True):
         keras.utils.set_random_seed(1)
@@ -102,7 +112,7 @@ def test_recomputation_changes_nothing_and_statistics_are_updated_once(options):
 @pytest.mark.parametrize('options', OPTIONS)
 def test_the_estimate_counts_every_parameter_and_sum(options):
     config = default.get_config()
-    config.model.width, config.model.depth, config.data.crop = 8, 3, (60, 60)
+    config.model.width, config.model.depth, config.data.crop = 8, 3, _size(options)
     for name, value in options.items():
         if name != 'auxiliary':
             config.model[name] = value
@@ -114,7 +124,8 @@ def test_the_estimate_counts_every_parameter_and_sum(options):
     assert cost.norm_sums == len(model.non_trainable_variables)  # a mean and a variance; a sum forward, one backward
     config.runtime.recompute = True
     less = training_build.estimate_cost(config, num_classes=19)
-    assert less.activation_bytes < 0.75 * cost.activation_bytes and less.parameters == cost.parameters
+    most_kept = 0.85 if 'stem' in options else 0.75  # beside full-size logits, which are kept
+    assert less.activation_bytes < most_kept * cost.activation_bytes and less.parameters == cost.parameters
     normalised = cost.norm_sums // 2
     kept = (1 + bool(options.get('auxiliary'))) * bool(normalised)  # the last, and the auxiliary head's
     assert less.norm_sums == 3 * normalised - kept
@@ -143,6 +154,34 @@ def test_doubling_is_bilinear_interpolation():
 def test_inference_needs_neither_dropout_nor_the_auxiliary_head():
     model = unet.build_unet(unet.Architecture(5, width=4, depth=3, dropout=True, auxiliary=True))
     images = np.random.default_rng(0).uniform(-1, 1, (2, 32, 48, 3)).astype(np.float32)
-    logits, auxiliary = model([images, np.ones((2, 1, 1, unet.bottleneck_channels(4, 3)))])
+    logits, auxiliary = model([images, np.ones((2, 1, 1, unet.level_channels(4, 2)))])
     assert auxiliary.shape == (2, 16, 24, 5)
     np.testing.assert_array_equal(unet.for_inference(model)(images), logits)
+
+
+@pytest.mark.parametrize('stem', [2, 4])
+def test_a_stem_makes_logits_of_full_size_and_cheaper_steps(stem):
+    """Each level is that much smaller; each full-size pixel has logits of its own, in the order of its place."""
+    plain, stemmed = (
+        unet.build_unet(unet.Architecture(5, width=8, depth=3, stem=stem), image_size=(64, 96)) for stem in (1, stem)
+    )
+    assert stemmed.output_shape == plain.output_shape == (None, 64, 96, 5)
+    for level in (0, 1, 2):
+        sizes = [model.get_layer(f'down{level}_part').output.shape[1:3] for model in (plain, stemmed)]
+        assert sizes == [(64 >> level, 96 >> level), ((64 // stem) >> level, (96 // stem) >> level)]
+    costs = [step_cost.estimate(model, slots=2) for model in (plain, stemmed)]
+    assert costs[1].step_flops < 1.5 / stem**2 * costs[0].step_flops
+    assert costs[1].activation_bytes < 0.5 * costs[0].activation_bytes
+
+
+def test_depth_to_space_is_that_of_tensorflow():
+    x = np.random.default_rng(0).uniform(-1, 1, (2, 3, 5, 16 * 7)).astype(np.float32)
+    np.testing.assert_array_equal(layers.DepthToSpace(4)(x), tf.nn.depth_to_space(x, 4))
+    assert layers.DepthToSpace(4).compute_output_shape((None, None, 5, 112)) == (None, None, 20, 7)
+
+
+def test_no_level_has_more_channels_than_the_limit():
+    model = unet.build_unet(unet.Architecture(3, width=4, depth=8, max_width=12, dropout=True))
+    channels = [model.get_layer(f'down{level}_part').output.shape[-1] for level in range(8)]
+    assert channels == [4, 8, 12, 12, 12, 12, 12, 12]
+    assert model.input_shape[1] == (None, 1, 1, 12)

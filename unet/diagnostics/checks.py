@@ -24,7 +24,7 @@ from launch import entry
 from unet.diagnostics import device_speed
 from unet.distributed import cluster
 from unet.models import build as model_build
-from unet.models import step_cost
+from unet.models import field_of_view, step_cost, unet
 from unet.training import build as training_build
 from unet.training import device_memory
 
@@ -84,7 +84,9 @@ def before_training(
     yield _crop(config.data.crop, config.data.scale, config.data.resize, split)
     yield batch(config, replicas)
     yield _trackers(config.log.trackers)
-    cost = training_build.estimate_cost(config, len(model_build.id_of_class(config.labels, table)))
+    num_classes = len(model_build.id_of_class(config.labels, table))
+    cost = training_build.estimate_cost(config, num_classes)
+    yield _model(model_build.architecture(config, num_classes), cost)
     share = -(-config.global_batch // replicas)
     yield _memory(
         cost,
@@ -216,6 +218,17 @@ def _trackers(names: tuple[str, ...]) -> Check:
     )
 
 
+def _model(arch: unet.Architecture, cost: step_cost.Cost) -> Check:
+    return Check(
+        'model',
+        True,
+        f'{cost.parameters:,} parameters; a pixel sees {field_of_view.pixels(arch)} pixels along each side; '
+        f'{cost.forward_flops / 1e9:.3g} GFLOP to predict a crop, {cost.step_flops / 1e9:.3g} to train on it',
+        '',
+        entry.OK,
+    )
+
+
 def _memory(cost: step_cost.Cost, *, images: int, available: int) -> Check:
     """A device of `available` bytes should hold a step on so many images at a time."""
     needed = step_cost.step_bytes(cost, images)
@@ -223,8 +236,7 @@ def _memory(cost: step_cost.Cost, *, images: int, available: int) -> Check:
         'memory',
         needed <= available,
         f'{images} image(s) at a time take about {_size(needed)} of {_size(available)}; '
-        f'{step_cost.largest_microbatch(cost, available)} would fit; {cost.parameters:,} parameters, '
-        f'{cost.step_flops / 1e9:.3g} GFLOP per image, {_size(cost.all_reduce_bytes)} summed per step',
+        f'{step_cost.largest_microbatch(cost, available)} would fit; {_size(cost.all_reduce_bytes)} summed per step',
         'Raise config.runtime.microbatches (0 finds it), or set config.runtime.recompute=True.',
         entry.OK,
     )

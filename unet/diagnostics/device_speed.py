@@ -100,7 +100,9 @@ def level_seconds(model: keras.Model, images: int, jit_compile: bool, synchroniz
     height, width = int(height / shrunk), int(width / shrunk)
     return [
         shrunk**2
-        * _convolution_seconds(block, [images, height >> block.level, width >> block.level], jit_compile, synchronized)
+        * _convolution_seconds(
+            block, [images, height // block.stride, width // block.stride], jit_compile, synchronized
+        )
         for block in unet.encoder_levels(model)
     ]
 

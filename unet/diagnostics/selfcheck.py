@@ -104,10 +104,8 @@ def small(config: ConfigDict, replicas: int) -> ConfigDict:
     config.loss.balanced = False
     config.model.dropout = 0.5  # for the second input, which lets infinity in
     config.optimizer.schedule, config.optimizer.warmup_steps = 'constant', 0
-    fits = (
-        side for side in range(32, 1024) if validation.output_size(side, config.model.depth, config.model.padding) > 8
-    )
-    config.data.crop = (next(fits),) * 2
+    depth, padding, stem = config.model.depth, config.model.padding, config.model.stem
+    config.data.crop = (next(s for s in range(32, 1024) if validation.output_size(s, depth, padding, stem) > 8),) * 2
     return config
 
 

@@ -46,6 +46,7 @@ def logits(
         inference,
         padding=config.model.padding,
         depth=config.model.depth,
+        stem=config.model.stem,
         tile=tuple(config.data.crop),
         resize=tuple(config.eval.resize),
         resize_method=config.data.resize_method,

@@ -52,14 +52,14 @@ def of_evaluation(result: Mapping[str, Any]) -> InferenceOptions:
     return InferenceOptions(**values)
 
 
-def parse_window(text: str, depth: int, padding: str) -> tuple[int, int]:
+def parse_window(text: str, depth: int, padding: str, stem: int = 1) -> tuple[int, int]:
     """Returns the height and width that a flag --window gives: '512x1024' -> (512, 1024).
 
     Raises:
-      UserError: BAD_USAGE if it is of another form, or if a model of this depth and padding takes no such size.
+      UserError: BAD_USAGE if it is of another form, or if a model of this depth, padding and stem takes no such size.
     """
     window = entry.parse_size('window', text)
-    if problem := validation.input_size_problem(window, depth, padding):
+    if problem := validation.input_size_problem(window, depth, padding, stem):
         raise entry.UserError(entry.BAD_USAGE, f'--window={text}: {problem}')
     return window
 

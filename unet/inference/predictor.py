@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 import keras
 import tensorflow as tf
 
-from configs.validation import output_size
+from configs.validation import input_multiple, output_size
 from unet.inference import options, sliding_window
 from unet.models import preprocess
 
@@ -51,6 +51,7 @@ def make_logits(
     *,
     padding: str,
     depth: int,
+    stem: int = 1,
     tile: tuple[int, int],
     resize: tuple[int, int] = (0, 0),
     resize_method: str = 'bilinear',
@@ -61,7 +62,7 @@ def make_logits(
     Args:
       model: from images in [-1, 1] to logits.
       inference: the sliding window and test-time augmentation.
-      padding, depth: the model's.
+      padding, depth, stem: the model's.
       tile: height and width of the input of an unpadded model, unless `inference` has a window.
       resize: size the model sees; (0, 0): the image's own. The logits are resized back.
       resize_method: 'bilinear' or 'nearest', of the image.
@@ -72,7 +73,7 @@ def make_logits(
         margin = [(side - output_size(side, depth, padding)) // 2 for side in size]
         logits_of_any_size = functools.partial(tiled_logits, model, tile=size, margin=margin)
     else:
-        multiple = 2 ** (depth - 1)
+        multiple = input_multiple(depth, stem)
         logits_of_multiples = functools.partial(model, training=False)
         if inference.slides(padding):
             logits_of_multiples = functools.partial(

@@ -48,6 +48,27 @@ class BilinearDouble(keras.layers.Layer):
         return shape[0], *(side and 2 * side for side in shape[1:3]), shape[3]
 
 
+class DepthToSpace(keras.layers.Layer):
+    """Rearranges the channels of each pixel to a square of pixels, [b, h, w, size**2 * c] -> [b, size*h, size*w, c].
+
+    As tf.nn.depth_to_space, which has no kernel in float64 on GPUs (TensorFlow 2.21).
+    """
+
+    def __init__(self, size: int, **kwargs):
+        super().__init__(**kwargs)
+        self.size = size
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        batch, height, width = tf.unstack(tf.shape(x)[:3])
+        size, channels = self.size, x.shape[3] // self.size**2
+        squares = tf.reshape(x, tf.stack([batch, height, width, size, size, channels]))
+        rows = tf.transpose(squares, [0, 1, 3, 2, 4, 5])
+        return tf.reshape(rows, tf.stack([batch, size * height, size * width, channels]))
+
+    def compute_output_shape(self, shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        return shape[0], *(side and self.size * side for side in shape[1:3]), shape[3] // self.size**2
+
+
 @dataclasses.dataclass(frozen=True)  # no layer, so that Keras does not save its models a second time
 class Recomputation:
     """How training computes a `RecomputeBlock`: in two stages.
@@ -66,14 +87,18 @@ class RecomputeBlock(keras.layers.Layer):
 
     Args:
       part: the level, from a list of inputs to one output. The attribute's name is in the keys of checkpoints.
-      level: the level's number; its images are 2**level times smaller than the U-Net's.
+      level: the level's number.
+      stride: how many times smaller than the U-Net's its images are.
       recomputation: the same layers as training computes them; None: training keeps all activations.
     """
 
-    def __init__(self, part: keras.Model, level: int, recomputation: Recomputation | None = None, **kwargs):
+    def __init__(
+        self, part: keras.Model, level: int, stride: int, recomputation: Recomputation | None = None, **kwargs
+    ):
         super().__init__(**kwargs)
         self.part = part
         self.level = level
+        self.stride = stride
         self.recomputation = recomputation
 
     def call(self, inputs: list[tf.Tensor], training: bool = False) -> tf.Tensor:

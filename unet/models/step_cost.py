@@ -108,10 +108,11 @@ def step_seconds(model: keras.Model, level_seconds: list[float]) -> float:
         of its level's.
     """
     height, width, _ = model.inputs[0].shape[1:]
-    channels = [block.part.output.shape[-1] for block in unet.encoder_levels(model)]
+    levels = unet.encoder_levels(model)
     seconds = 0.0
     for layer, level, passes in _work(model):
-        flops = 18 * channels[level] ** 2 * height * width / 4**level  # of the convolution, forward
+        channels, pixels = levels[level].part.output.shape[-1], height * width / levels[level].stride ** 2
+        flops = 18 * channels**2 * pixels  # of the convolution, forward
         seconds += passes / 3 * _flops(layer) / flops * level_seconds[level]
     return seconds
 
@@ -186,6 +187,7 @@ def _elements(layer: keras.layers.Layer) -> int:
             | keras.layers.MaxPooling2D()
             | layers.MaxPoolByReshape()
             | layers.BilinearDouble()
+            | layers.DepthToSpace()
             | keras.layers.Concatenate()
             | keras.layers.Add()
         ):

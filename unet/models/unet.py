@@ -6,17 +6,18 @@
     model = unet.build_unet(unet.Architecture(19, width=8, depth=3))
     model(tf.zeros([1, 64, 96, 3])).shape  # images in [-1, 1] -> logits, (1, 64, 96, 19)
 
-Level i of `depth` has width * 2**i channels and images 2**i times smaller:
+Level i of `depth` has width * 2**i channels and images stem * 2**i times smaller than the input:
 
-    images -> down 0 ------------ skip 0 -----------> up 0 -> logits
-                 down 1 --------- skip 1 --------> up 1 -> auxiliary logits
-                    ...                         ...
-                       down depth-1 -> dropout
+    images -> stem -> down 0 ------------ skip 0 -----------> up 0 -> logits
+                         down 1 --------- skip 1 --------> up 1 -> auxiliary logits
+                            ...                         ...
+                               down depth-1 -> context -> dropout
 
 Sources: U-Net, https://arxiv.org/abs/1505.04597 (padding 'valid', skip 'concat', no normalisation is the paper's); FCN,
 https://arxiv.org/abs/1411.4038 (skip 'add'); residual blocks, https://arxiv.org/abs/1512.03385; auxiliary head,
 https://arxiv.org/abs/1409.5185; dropout of whole channels, https://arxiv.org/abs/1411.4280; activation recomputation,
-https://arxiv.org/abs/1604.06174.
+https://arxiv.org/abs/1604.06174; dilated convolutions, https://arxiv.org/abs/1511.07122; logits of a coarse level
+rearranged to full size (sub-pixel convolution), https://arxiv.org/abs/1609.05158.
 """
 
 import dataclasses
@@ -39,6 +40,7 @@ POLICIES = {
 
 AUXILIARY_CHANNELS = 64
 _GROUPS = 16  # of group normalisation, or as many as divide the channels
+CONTEXT_RATES = (2, 4)  # of the dilated convolutions at the bottom
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +51,9 @@ class Architecture:
       num_classes: channels of the output.
       width: channels of the first level.
       depth: number of levels.
+      max_width: channels that no level has more of; 0: no limit.
+      stem: how many times smaller than the images the first level is, a power of two.
+      context: 'none', or 'dilated': two residual dilated convolutions follow the lowest level.
       skip: 'concat' or 'add', how the encoder's output joins the decoder.
       padding: 'same' or 'valid', of the convolutions; with 'valid' the skips are cropped at the centre.
       up: 'transpose', a 2x2 transposed convolution, or 'resize', bilinear interpolation and a 1x1 convolution.
@@ -57,7 +62,7 @@ class Architecture:
       norm_momentum: of batch normalisation's running statistics.
       dropout: the model has a second input `dropout_mask`, [b, 1, 1, bottleneck_channels], which is multiplied with the
         bottom level's output.
-      auxiliary: the model has a second output, logits at half the resolution, from the second level of the decoder.
+      auxiliary: the model has a second output, logits from the second level of the decoder, at its resolution.
       synchronized: batch statistics are taken over all replicas; needs a strategy.
       jit_norm: XLA compiles what synchronized normalisation does between the sums over the replicas.
       recompute: training recomputes the levels' activations in the backward pass instead of keeping them, all but
@@ -69,6 +74,9 @@ class Architecture:
     num_classes: int
     width: int = 64
     depth: int = 5
+    max_width: int = 0
+    stem: int = 1
+    context: str = 'none'
     skip: str = 'concat'
     padding: str = 'same'
     up: str = 'transpose'
@@ -82,6 +90,10 @@ class Architecture:
     recompute: bool = False
     for_xla: bool = False
     precision: str = 'float32'
+
+    def channels(self, level: int) -> int:
+        """Returns the channels of a level, 0 the first."""
+        return level_channels(self.width, level, self.max_width)
 
     @property
     def policy(self) -> str:
@@ -111,24 +123,47 @@ def build_unet(arch: Architecture, image_size: tuple[int | None, int | None] = (
         x = _block(down, [x], level, arch)
         skips.append(x)
     if arch.dropout:
-        channels = bottleneck_channels(arch.width, arch.depth)
-        mask = keras.Input((1, 1, channels), name='dropout_mask', dtype=arch.head_dtype)
+        mask = keras.Input((1, 1, arch.channels(arch.depth - 1)), name='dropout_mask', dtype=arch.head_dtype)
         x = keras.layers.Multiply(dtype=arch.policy, name='dropout')([x, mask])
         inputs.append(mask)
     for level in reversed(range(arch.depth - 1)):
         x = decoded[level] = _block(up, [skips[level], x], level, arch)
-    outputs = [_logits(x, 'logits', arch)]
+    outputs = [full_size_logits(x, arch)]
     if arch.auxiliary:
         outputs.append(auxiliary_head(decoded[1], arch))
     return keras.Model(inputs, outputs if arch.auxiliary else outputs[0], name='unet')
 
 
 def down(x: keras.KerasTensor, level: int, arch: Architecture) -> tuple[keras.KerasTensor, list[keras.KerasTensor]]:
-    """Adds a level of the encoder: 2x2 max pooling (below the first) and a `conv_block`, whose results it returns."""
+    """Adds a level of the encoder: the stem or, below the first level, 2x2 max pooling, then a `conv_block`, whose
+    results it returns; below the last level the context."""
     if level:
         pool = layers.MaxPoolByReshape if arch.for_xla else keras.layers.MaxPooling2D
         x = pool(dtype=arch.policy, name=f'pool{level}')(x)
-    return conv_block(x, arch.width * 2**level, f'down{level}', arch)
+    else:
+        x = add_stem(x, arch)
+    x, between = conv_block(x, arch.channels(level), f'down{level}', arch)
+    if level == arch.depth - 1 and arch.context == 'dilated':
+        x = add_context(x, arch)
+    return x, between
+
+
+def add_stem(x: keras.KerasTensor, arch: Architecture) -> keras.KerasTensor:
+    """Adds the strided 3x3 convolutions, with ReLU and normalisation, of which each halves the image."""
+    for number in range(stem_convolutions(arch.stem)):
+        name = f'stem{number}'
+        x = conv(x, arch.width, 3, f'{name}_conv', arch, relu_of_conv(arch), strides=2)
+        x = add_norm(x, f'{name}_norm', arch)
+    return x
+
+
+def add_context(x: keras.KerasTensor, arch: Architecture) -> keras.KerasTensor:
+    """Adds residual dilated 3x3 convolutions, which widen the field of view at the same resolution."""
+    for rate in CONTEXT_RATES:
+        name = f'context{rate}'
+        y = conv(x, x.shape[-1], 3, f'{name}_conv', arch, relu_of_conv(arch), dilation_rate=rate)
+        x = keras.layers.Add(dtype=arch.policy, name=f'{name}_sum')([x, add_norm(y, f'{name}_norm', arch)])
+    return x
 
 
 def up(
@@ -136,7 +171,7 @@ def up(
 ) -> tuple[keras.KerasTensor, list[keras.KerasTensor]]:
     """Adds a level of the decoder: the level below at twice the size, joined with the encoder's output of this
     level, and a `conv_block`, whose results it returns."""
-    channels = arch.width * 2**level
+    channels = arch.channels(level)
     x = merge_skip(skip, upsample(x, channels, f'up{level}', arch), level, arch)
     return conv_block(x, channels, f'up{level}', arch)
 
@@ -165,13 +200,23 @@ def conv_block(
 
 
 def conv(
-    x: keras.KerasTensor, channels: int, size: int, name: str, arch: Architecture, activation: str | None = None
+    x: keras.KerasTensor,
+    channels: int,
+    size: int,
+    name: str,
+    arch: Architecture,
+    activation: str | None = None,
+    *,
+    strides: int = 1,
+    dilation_rate: int = 1,
 ) -> keras.KerasTensor:
     """Adds a convolution of size x size pixels."""
     return keras.layers.Conv2D(
         channels,
         size,
+        strides=strides,
         padding=arch.padding,
+        dilation_rate=dilation_rate,
         activation=activation,
         kernel_initializer='he_normal',
         dtype=arch.policy,
@@ -235,8 +280,15 @@ def auxiliary_head(x: keras.KerasTensor, arch: Architecture) -> keras.KerasTenso
     return _logits(add_norm(x, 'auxiliary_norm', arch), 'auxiliary_logits', arch)
 
 
+def full_size_logits(x: keras.KerasTensor, arch: Architecture) -> keras.KerasTensor:
+    """Adds the head, a 1x1 convolution: of a stem's coarse pixels it makes logits for each pixel of the image."""
+    x = _logits(x, 'logits', arch)
+    return x if arch.stem == 1 else layers.DepthToSpace(arch.stem, dtype=arch.head_dtype, name='logits_full_size')(x)
+
+
 def _logits(x: keras.KerasTensor, name: str, arch: Architecture) -> keras.KerasTensor:
-    return keras.layers.Conv2D(arch.num_classes, 1, dtype=arch.head_dtype, name=name)(x)
+    pixels = arch.stem**2 if name == 'logits' else 1
+    return keras.layers.Conv2D(arch.num_classes * pixels, 1, dtype=arch.head_dtype, name=name)(x)
 
 
 def _block(build: Callable, inputs: list[keras.KerasTensor], level: int, arch: Architecture) -> keras.KerasTensor:
@@ -250,7 +302,8 @@ def _block(build: Callable, inputs: list[keras.KerasTensor], level: int, arch: A
         recomputation = layers.Recomputation(keras.Model(x, between), kept=keras.Model(between, output))
     elif arch.recompute:
         recomputation = layers.Recomputation(part)
-    block = layers.RecomputeBlock(part, level, recomputation, dtype=arch.policy, name=f'{part.name}_part')
+    stride = arch.stem * 2**level
+    block = layers.RecomputeBlock(part, level, stride, recomputation, dtype=arch.policy, name=f'{part.name}_part')
     return block(inputs)
 
 
@@ -274,9 +327,14 @@ def encoder_levels(model: keras.Model) -> list[layers.RecomputeBlock]:
     return [block for block in blocks if block.part.name == f'{down.__name__}{block.level}']
 
 
-def bottleneck_channels(width: int, depth: int) -> int:
-    """Returns the number of channels of the lowest level."""
-    return width * 2 ** (depth - 1)
+def stem_convolutions(stem: int) -> int:
+    """Returns how many convolutions of stride 2 make images so many times smaller, a power of two."""
+    return stem.bit_length() - 1
+
+
+def level_channels(width: int, level: int, max_width: int = 0) -> int:
+    """Returns the channels of a level, 0 the first: twice as many as the one above, up to a limit (0: none)."""
+    return min(width * 2**level, max_width or width * 2**level)
 
 
 def _skip_margin(level: int, depth: int) -> int:

@@ -56,7 +56,7 @@ def make_losses(config: ConfigDict, table: labels.Table, class_pixels: np.ndarra
             raise entry.UserError(
                 entry.BAD_DATA, f'config.loss.balanced: no pixel of {config.data.train_splits} has a class that counts'
             )
-        weights = losses.balanced_class_weights(class_pixels[ids].tolist())
+        weights = losses.balanced_class_weights(class_pixels[ids].tolist(), config.loss.balanced_power)
     if weights and len(weights) != len(ids):
         raise entry.UserError(
             entry.BAD_CONFIG, f'config.loss.class_weights has {len(weights)} values; there are {len(ids)} classes'
@@ -91,6 +91,7 @@ def make_replica_step(
         state,
         losses=make_losses(config, table, class_pixels),
         auxiliary=config.loss.auxiliary,
+        auxiliary_stride=2 * config.model.stem,
         class_of_id=tf.constant(model_build.class_of_id(config.labels, table)),
         learning_rate=functools.partial(
             optimizer.learning_rate,

@@ -55,6 +55,7 @@ def make_replica_step(
     *,
     losses: Sequence[Loss],
     auxiliary: float,
+    auxiliary_stride: int,
     class_of_id: tf.Tensor,
     learning_rate: Callable[[tf.Tensor], tf.Tensor],
     update: Update,
@@ -72,7 +73,8 @@ def make_replica_step(
       model: from images in [-1, 1] to logits, of one head or two.
       state: updated in place, as the model is.
       losses: from `losses.make_losses`.
-      auxiliary: weight of the same losses of the model's second head, if it has one.
+      auxiliary: weight of the same losses of the model's second head, if it has one ...
+      auxiliary_stride: ... whose logits are for every so many pixels in each direction.
       class_of_id: int32 [256], label id -> class, 255 for ids that do not count.
       learning_rate: of the update that follows so many completed steps (a float scalar).
       update: `optimizer.update` of one optimizer.
@@ -107,7 +109,7 @@ def make_replica_step(
         if 'dropout_mask' in batch:
             inputs.append(tf.cast(batch['dropout_mask'], dtype))
         classes = tf.gather(class_of_id, tf.cast(batch['label'], tf.int32))
-        targets = _targets(classes, model.compute_output_shape([tensor.shape for tensor in inputs]))
+        targets = _targets(classes, model.compute_output_shape([tensor.shape for tensor in inputs]), auxiliary_stride)
         totals = tf.stack([total(target, dtype) for target in targets for _, _, total in losses])
         return split(inputs, microbatches), split(targets, microbatches), totals
 
@@ -215,12 +217,12 @@ def _weighted_loss(
     return tf.reduce_sum(tf.stack(terms) / totals)
 
 
-def _targets(classes: tf.Tensor, outputs: tuple | list[tuple]) -> list[tf.Tensor]:
-    """The classes [b, h, w] for each of the model's heads: the auxiliary one has half the resolution."""
+def _targets(classes: tf.Tensor, outputs: tuple | list[tuple], stride: int) -> list[tf.Tensor]:
+    """The classes [b, h, w] for each of the model's heads: the auxiliary one sees a pixel of every so many."""
     shapes = outputs if isinstance(outputs, list) else [outputs]
     targets = [central_crop(classes, *shapes[0][1:3])]
     for _, height, width, _ in shapes[1:]:
-        targets.append(central_crop(classes, 2 * height, 2 * width)[:, ::2, ::2])
+        targets.append(central_crop(classes, stride * height, stride * width)[:, ::stride, ::stride])
     return targets
 
 
