@@ -10,7 +10,7 @@ and each makes so many batches from the first request to the last one: nothing i
     blog       2021 blog post's loading, as in its first epoch: PNG pair decoded, resized to 280x280, crop 256x256
     ours 280   configs/cityscapes_256.py, from records built with --size=280x280
     plain      random-scale crop of 512x1024 as it is commonly written: PNG pair decoded, resized, padded, cropped
-    ours png   configs/cityscapes.py, from records of the source's own PNG files
+    ours png   configs/cityscapes_unet.py, from records of the source's own PNG files
     ours jpeg  the same from records built with --image_format=jpeg
 
 `limit` is the same example's decode alone, in a bare loop on one core: the bytes that the crop needs, and nothing done
@@ -246,19 +246,19 @@ def decode_rate(folder: pathlib.Path, side: str, seconds: float) -> float:
     import numpy as np
 
     from data_prep import records
+    from unet.data import build as data_build
     from unet.data import input_pipeline
 
-    config = our_config(side)
     reader = input_pipeline.Reader(records.read_split(folder, 'train'))
-    examples = range(len(reader.split))
-    encoded = [reader.read(example) for example in examples]
+    sampler = data_build.make_sampler(our_config(side), reader.split)
+    encoded = [reader.read(example) for example in range(len(reader.split))]
     random = np.random.default_rng(0)
     ended = time.thread_time() + seconds
     count = 0
     while time.thread_time() < ended:
-        example = count % len(examples)
-        window = input_pipeline.crop_window(reader.size(example), config.data.crop, config.data.scale, random.random(3))
-        reader.decode(example, encoded[example], window)
+        example, window = next(sampler.candidates(count, random.random(3)))
+        reader.decode_image(example, encoded[example][0], window)
+        reader.decode_label(example, encoded[example][1], window)
         count += 1
     return count / seconds
 

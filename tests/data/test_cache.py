@@ -9,7 +9,7 @@ import pytest
 from data_prep import records
 from launch import entry
 from tests import tiny
-from unet.data import cache, input_pipeline
+from unet.data import cache, crops, input_pipeline
 
 
 @pytest.fixture(scope='module')
@@ -22,9 +22,10 @@ def split(tmp_path_factory):
 def iterate(split, last=12, **options):
     reader = input_pipeline.Reader(split)
     color = (0.1, 0.1, 0.1)
-    make = input_pipeline.example_maker(
-        reader, seed=3, crop=(24, 32), scale=(0.5, 2.0), flip=0.5, color=color, **options
-    )
+    resize = options.get('resize')
+    sizes = np.broadcast_to(resize, (len(split), 2)) if resize else input_pipeline.image_sizes(split)
+    sampler = crops.Sampler(sizes, seed=3, crop=(24, 32), scale=(0.5, 2.0))
+    make = input_pipeline.example_maker(reader, sampler, flip=0.5, color=color, **options)
     dataset = input_pipeline.train_batches(
         reader,
         make,

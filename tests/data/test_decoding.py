@@ -11,7 +11,7 @@ from PIL import Image
 from data_prep import png, records
 from launch import entry
 from tests import tiny
-from unet.data import decoding, input_pipeline
+from unet.data import crops, decoding, input_pipeline
 
 COMPILED = pytest.mark.skipif(not png.is_compiled(), reason='not compiled')
 FILTERS = range(5)
@@ -169,9 +169,7 @@ def test_examples_do_not_depend_on_the_compiled_part(tmp_path, monkeypatch):
         reader = input_pipeline.Reader(split)
         make = input_pipeline.example_maker(
             reader,
-            seed=1,
-            crop=(32, 40),
-            scale=(0.5, 2.0),
+            crops.Sampler(input_pipeline.image_sizes(split), seed=1, crop=(32, 40), scale=(0.5, 2.0)),
             flip=0.5,
             color=(0.1, 0.1, 0.1),
             dropout=0.5,
@@ -222,5 +220,5 @@ def test_an_image_that_cannot_be_decoded_is_named(tmp_path, monkeypatch):
     reader = input_pipeline.Reader(split)
     reason = 'too early' if png.is_compiled() else 'truncated'
     with pytest.raises(entry.UserError, match=rf'tfrecord-00000-of-00002.*train_000 .*{reason}') as raised:
-        reader.decode(0, reader.read(0), (0, 0, 40, 56))
+        reader.decode_image(0, reader.read(0)[0], (0, 0, 40, 56))
     assert raised.value.status == entry.BAD_DATA

@@ -27,7 +27,8 @@ def data_dir(tmp_path_factory):
 
 
 def test_processes_equal_one(tmp_path, data_dir):
-    """1, 2 and 4 processes: the same weights, means of the weights and scores, with clipping and class weights."""
+    """1, 2 and 4 processes: the same weights, means of the weights and scores, with clipping and class weights, a stem
+    and dilated context, and crops by class."""
     for workers in (1, 2, 4):
         fields = {'loss.class_weights': tuple(range(1, 20)), 'loss.dice': 0.5, 'optimizer.clip_norm': 0.5}
         command = tiny.train_command(
@@ -37,6 +38,11 @@ def test_processes_equal_one(tmp_path, data_dir):
             precision='float64',
             optimizer__ema=0.9,
             model__dropout=0.3,
+            model__stem=2,
+            model__context='dilated',
+            data__class_uniform=0.5,
+            data__largest_share=0.8,
+            data__hue=0.02,
             runtime__jit_compile='off' if workers == 1 else 'auto',  # what lies between the sums over them
             **fields,
         )

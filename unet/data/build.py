@@ -8,10 +8,12 @@ import numpy as np
 import tensorflow as tf
 from ml_collections import ConfigDict
 
+from data_prep import places, records
 from launch import entry
-from unet.data import input_pipeline
+from unet.data import crops, input_pipeline
 from unet.distributed import cluster
-from unet.models import unet
+from unet.models import build as model_build
+from unet.models import preprocess, unet
 
 _iterators: list[
     Iterator
@@ -20,7 +22,42 @@ _iterators: list[
 
 def dropout_channels(config: ConfigDict) -> int:
     """Returns the channels of the dropout mask that each example brings; 0 without dropout."""
-    return unet.bottleneck_channels(config.model.width, config.model.depth) if config.model.dropout else 0
+    model = config.model
+    return unet.level_channels(model.width, model.depth - 1, model.max_width) if model.dropout else 0
+
+
+def color_changes(config: ConfigDict) -> tuple[str, ...]:
+    """Returns the changes of colour that are drawn for each example, of `preprocess.COLOR_CHANGES`."""
+    return preprocess.COLOR_CHANGES[: 5 if config.data.gamma or config.data.hue else 3]
+
+
+def make_sampler(config: ConfigDict, split: records.Split) -> crops.Sampler:
+    """Makes what draws the crops of a split, see `crops.Sampler`.
+
+    Raises:
+      UserError: BAD_DATA as `places.read`, or if class-uniform sampling finds no class that counts.
+    """
+    data, stored_sizes = config.data, input_pipeline.image_sizes(split)
+    table = records.read_label_table(os.path.dirname(split.paths[0]))
+    class_of_id = model_build.class_of_id(config.labels, table)
+    of_classes = []
+    if data.class_uniform:
+        of_classes = crops.places_by_class(places.read(split), stored_sizes, class_of_id)
+        if not of_classes:
+            raise entry.UserError(
+                entry.BAD_DATA, f'config.data.class_uniform: no pixel of {data.train_splits} has a class that counts'
+            )
+    return crops.Sampler(
+        np.broadcast_to(data.resize, stored_sizes.shape) if any(data.resize) else stored_sizes,
+        seed=config.seed,
+        crop=tuple(data.crop),
+        scale=tuple(data.scale),
+        log_scale=data.log_scale,
+        class_uniform=data.class_uniform,
+        places=of_classes,
+        largest_share=data.largest_share,
+        class_of_id=class_of_id,
+    )
 
 
 def make_example_maker(config: ConfigDict, reader: input_pipeline.Reader) -> Callable[[int], tuple[np.ndarray, ...]]:
@@ -36,11 +73,9 @@ def make_example_maker(config: ConfigDict, reader: input_pipeline.Reader) -> Cal
         )
     return input_pipeline.example_maker(
         reader,
-        seed=config.seed,
-        crop=tuple(data.crop),
-        scale=tuple(data.scale),
+        make_sampler(config, reader.split),
         flip=data.flip,
-        color=(data.brightness, data.contrast, data.saturation),
+        color=tuple(data[change] for change in color_changes(config)),
         resize=tuple(data.resize),
         resize_method=data.resize_method,
         cache=data.cache != 'none',
@@ -67,6 +102,7 @@ def make_train_batches(
         reader,
         make_example_maker(config, reader),
         crop=tuple(config.data.crop),
+        color_changes=len(color_changes(config)),
         dropout_channels=dropout_channels(config),
         positions=positions,
         first=first,
@@ -112,7 +148,7 @@ def noise_batch(config: ConfigDict, images: int, *, seed: int = 0) -> dict[str, 
     batch: dict[str, np.ndarray] = {
         'image': rng.integers(0, 256, (images, height, width, 3), dtype=np.uint8),
         'label': label,
-        'color': np.zeros([images, 3], np.float32),
+        'color': np.zeros([images, len(color_changes(config))], np.float32),
     }
     if config.model.dropout:
         batch['dropout_mask'] = np.ones([images, 1, 1, dropout_channels(config)], np.float32)

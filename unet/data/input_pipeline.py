@@ -1,15 +1,14 @@
 """Makes batches of uint8 images and labels from records, every example a function of (seed, position) alone.
 
     reader = input_pipeline.Reader(split)
-    make_example = input_pipeline.example_maker(
-        reader, seed=1, crop=(512, 1024), scale=(0.5, 2.0), flip=0.5, color=(0.1, 0.1, 0.1)
-    )
+    sampler = crops.Sampler(input_pipeline.image_sizes(split), seed=1, crop=(512, 1024), scale=(0.5, 2.0))
+    make_example = input_pipeline.example_maker(reader, sampler, flip=0.5, color=(0.1, 0.1, 0.1))
     image, label, color = make_example(0)       # uint8 [512, 1024, 3], uint8 [512, 1024], float32 [3]
 
 A *position* counts the examples of a run from 0: step s of a run with global batch B trains on positions s*B to
-(s+1)*B - 1, however many replicas share them. The examples of each epoch are a seeded permutation of the split, and an
-example's augmentation is drawn from (seed, position); so any position is reached without reading what lies before it,
-and a run that was stopped goes on with exactly the examples that it would have seen.
+(s+1)*B - 1, however many replicas share them. Which crop of which image an example shows (`crops`) and its augmentation
+are drawn from (seed, position); so any position is reached without reading what lies before it, and a run that was
+stopped goes on with exactly the examples that it would have seen.
 """
 
 import dataclasses
@@ -23,22 +22,10 @@ from data_prep import records, tfrecord
 from data_prep.labels import IGNORED
 from launch import entry
 from unet.data import cache as example_cache
-from unet.data import decoding
+from unet.data import crops, decoding
 
 _GREY = 127  # of pixels beyond an image's border
-_DRAWS = 7  # random numbers per example: zoom, top, left, flip, brightness, contrast, saturation
-
-
-@functools.lru_cache(maxsize=4)
-def epoch_order(size: int, seed: int, epoch: int) -> np.ndarray:
-    """Returns int64 [size]: the examples of an epoch in the order they are trained on."""
-    return np.random.default_rng([seed, epoch]).permutation(size)
-
-
-def example_at(position: int, size: int, seed: int) -> int:
-    """Returns the example of a split of `size` examples that stands at a position of the run."""
-    epoch, place = divmod(position, size)
-    return int(epoch_order(size, seed, epoch)[place])
+_DRAWS = 7  # random numbers per example: zoom, top, left, flip, brightness, contrast, saturation; more colours apart
 
 
 def replica_positions(step: int, global_batch: int, replicas: int, replica: int) -> range:
@@ -64,19 +51,23 @@ class Reader:
         features = tfrecord.parse_in_place(records.read_serialized(self.split, example))
         return features['image_left'], features['segmentation_label']
 
-    def decode(
-        self, example: int, encoded: tuple[memoryview, memoryview], window: tuple[int, int, int, int]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Decodes a window of the image, uint8 [h, w, 3], mid-grey beyond its border, and of the label, [h, w, 1], void
-        there.
+    def decode_image(self, example: int, encoded: memoryview, window: crops.Window) -> np.ndarray:
+        """Decodes a window of the image, uint8 [h, w, 3], mid-grey beyond its border.
 
         Raises:
-          UserError: BAD_DATA, naming the image, if it or its label cannot be decoded.
+          UserError: BAD_DATA, naming the image, if it cannot be decoded.
         """
-        size = self.size(example)
+        return self._decode(example, encoded, window, channels=3, fill=_GREY)
+
+    def decode_label(self, example: int, encoded: memoryview, window: crops.Window) -> np.ndarray:
+        """Decodes a window of the label, uint8 [h, w, 1], void beyond its border; raises as `decode_image`."""
+        return self._decode(example, encoded, window, channels=1, fill=IGNORED)
+
+    def _decode(
+        self, example: int, encoded: memoryview, window: crops.Window, *, channels: int, fill: int
+    ) -> np.ndarray:
         try:
-            image = decoding.read_window(encoded[0], window, channels=3, fill=_GREY, size=size)
-            return image, decoding.read_window(encoded[1], window, channels=1, fill=IGNORED, size=size)
+            return decoding.read_window(encoded, window, channels=channels, fill=fill, size=self.size(example))
         except ValueError as error:
             raise entry.UserError(
                 entry.BAD_DATA,
@@ -111,12 +102,10 @@ class Reader:
 
 def example_maker(
     reader: Reader,
+    sampler: crops.Sampler,
     *,
-    seed: int,
-    crop: tuple[int, int],
-    scale: tuple[float, float],
     flip: float,
-    color: tuple[float, float, float],
+    color: tuple[float, ...],
     resize: tuple[int, int] = (0, 0),
     resize_method: str = 'bilinear',
     cache: bool = False,
@@ -128,11 +117,9 @@ def example_maker(
 
     Args:
       reader: of the training split.
-      seed: of order and augmentation.
-      crop: height and width of what is returned, pixels.
-      scale: random zoom, (smallest, largest).
+      sampler: draws example and window.
       flip: probability of a left-right flip.
-      color: largest brightness shift, contrast and saturation change; see `preprocess.color_jitter`.
+      color: largest change of each kind, see `preprocess.COLOR_CHANGES`: of the first three or of all.
       resize: height and width that the stored image is resized to first; (0, 0): as stored.
       resize_method: 'bilinear' or 'nearest', of images; labels are always taken from the nearest pixel.
       cache: keep the decoded and resized examples. Augmentation comes after the cache.
@@ -143,26 +130,37 @@ def example_maker(
     Returns:
       A function of a position that returns what `train_batches` yields, without the batch.
     """
-    stored_sizes = np.stack([reader.split.height, reader.split.width], 1)  # height and width of each example
-    sizes = np.broadcast_to(resize, stored_sizes.shape) if any(resize) else stored_sizes  # of what crops are cut from
+    sizes, stored_sizes = sampler.sizes, image_sizes(reader.split)
     load: example_cache.Load = functools.partial(read_whole, reader, resize=resize, smooth=resize_method == 'bilinear')
     if cache:
         load = example_cache.in_memory(load) if cache_dir is None else example_cache.on_disk(load, sizes, cache_dir)
 
-    def make_example(position: int) -> tuple[np.ndarray, ...]:
-        example = example_at(position, len(reader.split), seed)
-        # Drawn by a counter-based generator, https://doi.org/10.1145/2063384.2063405: of no state but its key.
-        random = np.random.Generator(np.random.Philox(key=[position, seed]))
-        draws = random.random(_DRAWS)
-        window = crop_window(sizes[example], crop, scale, draws[:3])
-        needs_whole_image = cache or (sizes[example] != stored_sizes[example]).any()
-        if needs_whole_image:
+    def open_window(example: int, window: crops.Window) -> tuple[np.ndarray, Callable[[], np.ndarray]]:
+        """Returns the window of the label, and what makes that of the image."""
+        if cache or (sizes[example] != stored_sizes[example]).any():
             image, label = load(example)
-            image, label = decoding.cut_window(image, window, _GREY), decoding.cut_window(label, window, IGNORED)
-        else:
-            image, label = reader.decode(example, reader.read(example), window)
-        image, label = augment(image, label, crop, flip=draws[3] < flip)
-        color_change = ((2 * draws[4:] - 1) * color).astype(np.float32)
+            return decoding.cut_window(label, window, IGNORED), lambda: decoding.cut_window(image, window, _GREY)
+        encoded, encoded_label = reader.read(example)
+        label = reader.decode_label(example, encoded_label, window)
+        return label, lambda: reader.decode_image(example, encoded, window)
+
+    def read(position: int, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Reads image and label of the first candidate whose label is accepted, or of the last."""
+        for candidate in sampler.candidates(position, draws):
+            label, image = open_window(*candidate)
+            if sampler.accepts(label):
+                break
+        return image(), label
+
+    def make_example(position: int) -> tuple[np.ndarray, ...]:
+        random = crops.generator(position, sampler.seed)
+        draws = random.random(_DRAWS)
+        image, label = augment(*read(position, draws[:3]), sampler.crop, flip=draws[3] < flip)
+        color_draws = draws[4:]
+        if len(color) > len(color_draws):
+            more = crops.generator(position, sampler.seed, stream=2)
+            color_draws = np.append(color_draws, more.random(len(color) - len(color_draws)))
+        color_change = ((2 * color_draws - 1) * color).astype(np.float32)
         if not dropout:
             return image, label, color_change
         kept = random.random((1, 1, dropout_channels)) >= dropout
@@ -171,30 +169,9 @@ def example_maker(
     return make_example
 
 
-def crop_window(
-    size: tuple[int, int], crop: tuple[int, int], scale: tuple[float, float], draws: np.ndarray
-) -> tuple[int, int, int, int]:
-    """Returns the part of an image that becomes the crop.
-
-    Args:
-      size: height and width of the image.
-      crop: height and width of the crop.
-      scale: the smallest and the largest zoom.
-      draws: float [3] in [0, 1), from which zoom, top and left follow.
-
-    Returns:
-      Top, left, height, width in pixels of the image. It may be larger than the image; then the image lies at a random
-      place within it.
-    """
-    zoom = scale[0] + (scale[1] - scale[0]) * float(draws[0])
-    window = [max(round(side / zoom), 1) for side in crop]
-    top_left = []
-    for whole, part, draw in zip(size, window, draws[1:], strict=True):
-        slack = int(whole) - part  # negative where the window is larger
-        # floor(draw * (slack + 1)) is uniform over 0..slack; mirrored for a negative slack.
-        place = min(int(float(draw) * (abs(slack) + 1)), abs(slack))
-        top_left.append(place if slack >= 0 else -place)
-    return top_left[0], top_left[1], window[0], window[1]
+def image_sizes(split: records.Split) -> np.ndarray:
+    """Returns int [examples, 2], height and width of the stored images."""
+    return np.stack([split.height, split.width], 1)
 
 
 def augment(
@@ -217,7 +194,9 @@ def augment(
 
 def read_whole(reader: Reader, example: int, resize: tuple[int, int], smooth: bool) -> tuple[np.ndarray, np.ndarray]:
     """Reads a whole example, resized unless `resize` is (0, 0): image uint8 [h, w, 3], label uint8 [h, w, 1]."""
-    image, label = reader.decode(example, reader.read(example), (0, 0, *reader.size(example)))
+    encoded, window = reader.read(example), (0, 0, *reader.size(example))
+    image = reader.decode_image(example, encoded[0], window)
+    label = reader.decode_label(example, encoded[1], window)
     if any(resize):
         image, label = decoding.resize(image, resize, smooth=smooth), decoding.resize(label, resize, smooth=False)
     return image, label
@@ -228,6 +207,7 @@ def train_batches(
     make_example: Callable[[int], tuple[np.ndarray, ...]],
     *,
     crop: tuple[int, int],
+    color_changes: int = 3,
     dropout_channels: int = 0,
     positions: Callable[[int], range],
     first: int,
@@ -239,6 +219,7 @@ def train_batches(
       reader: of the training split; keeps the first error.
       make_example: from `example_maker`.
       crop: height and width of its examples.
+      color_changes: that it draws for each.
       dropout_channels: channels of the dropout mask that it draws; 0: it draws none.
       positions: batch number -> the positions in that batch, for batches from 0; all batches have one size.
       first, last: the batches from `first` to before `last` are made; those before are not even read. None: without
@@ -246,11 +227,11 @@ def train_batches(
 
     Yields:
       'image' uint8 [batch, height, width, 3], 'label' uint8 [batch, height, width] (label ids; 255 beyond the image's
-      border), 'color' float32 [batch, 3]; with dropout 'dropout_mask' float32 [batch, 1, 1, dropout_channels], 0 for
-      channels left out and 1 / (1 - dropout) for the others.
+      border), 'color' float32 [batch, color_changes]; with dropout 'dropout_mask' float32 [batch, 1, 1,
+      dropout_channels], 0 for channels left out and 1 / (1 - dropout) for the others.
     """
     batch = len(positions(0))
-    parts = {'image': (tf.uint8, (*crop, 3)), 'label': (tf.uint8, tuple(crop)), 'color': (tf.float32, (3,))}
+    parts = {'image': (tf.uint8, (*crop, 3)), 'label': (tf.uint8, tuple(crop)), 'color': (tf.float32, (color_changes,))}
     if dropout_channels:
         parts['dropout_mask'] = tf.float32, (1, 1, dropout_channels)
 

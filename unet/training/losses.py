@@ -129,13 +129,13 @@ def _dice(logits: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
     return tf.reduce_sum(tf.where(count > 0, 1 - mean, tf.zeros_like(mean)))
 
 
-def balanced_class_weights(pixels: list[int]) -> tuple[float, ...]:
-    """Returns the class weights from the training pixels of each class: 1 / ln(1.02 + share), scaled so that the mean
-    pixel has 1.
+def balanced_class_weights(pixels: list[int], power: float = 1.0) -> tuple[float, ...]:
+    """Returns the class weights from the training pixels of each class: 1 / ln(1.02 + share) to a power, scaled so that
+    the mean pixel has 1.
 
     Source: https://arxiv.org/abs/1606.02147, section 5.1.
     """
     total = sum(pixels)
-    raw = [1 / math.log(1.02 + count / total) for count in pixels]
+    raw = [math.log(1.02 + count / total) ** -power for count in pixels]
     mean = sum(weight * count for weight, count in zip(raw, pixels, strict=True)) / total
     return tuple(weight / mean for weight in raw)
