@@ -72,7 +72,7 @@ _PARTS = {
     ),
     'launches': (
         'benchmarks.launches',
-        '--config=configs/cityscapes.py',
+        '--config=configs/cityscapes_unet.py',
         '--config.model.width=8',
         '--output={folder}/launches.json',
     ),

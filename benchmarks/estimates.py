@@ -15,7 +15,7 @@ import tempfile
 from absl import flags
 from ml_collections import ConfigDict
 
-from configs import camvid, cityscapes, cityscapes_256, synthetic
+from configs import camvid, cityscapes_256, cityscapes_unet, synthetic
 from launch import entry, host
 
 _ONLY = flags.DEFINE_list('only', [], 'Cases to look at; default all.')
@@ -27,8 +27,8 @@ _CASES = {
     'camvid': (camvid, {}),
     'cityscapes_256': (cityscapes_256, {}),
     'cityscapes_256, recompute': (cityscapes_256, {'runtime.recompute': True}),
-    'cityscapes': (cityscapes, {'global_batch': 2}),
-    'cityscapes, recompute': (cityscapes, {'global_batch': 2, 'runtime.recompute': True}),
+    'cityscapes': (cityscapes_unet, {'global_batch': 2}),
+    'cityscapes, recompute': (cityscapes_unet, {'global_batch': 2, 'runtime.recompute': True}),
     'unpadded': (cityscapes_256, {'global_batch': 2, 'model.padding': 'valid', 'data.crop': (572, 572)}),
     'residual, resize, group': (
         cityscapes_256,

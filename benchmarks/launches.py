@@ -1,6 +1,6 @@
 """Counts what a replica's training step launches on its device, and what its normalisation reads and writes there.
 
-    python -m benchmarks.launches --config=configs/cityscapes.py
+    python -m benchmarks.launches --config=configs/cityscapes_unet.py
 
 Both bound a GPU and can be read off without one. Counted are the operations of TensorFlow's optimised graph on one of
 two devices (here parts of the CPU) that compute: each is a launch at least, what XLA compiles one here and a few on a

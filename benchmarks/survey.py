@@ -15,7 +15,7 @@ import statistics
 from absl import flags
 
 from benchmarks import alternating
-from configs import camvid, cityscapes, cityscapes_256, synthetic
+from configs import camvid, cityscapes_256, cityscapes_unet, synthetic
 from launch import entry, host
 
 _CORES = flags.DEFINE_integer('cores', 0, 'Cores to measure on; 0: all that this process may use.', lower_bound=0)
@@ -28,7 +28,7 @@ _CASES = (
     (synthetic, {}),
     (camvid, {'global_batch': 2}),
     (cityscapes_256, {'global_batch': 2, 'model.width': 32}),
-    (cityscapes, {'global_batch': 1, 'model.width': 8}),
+    (cityscapes_unet, {'global_batch': 1, 'model.width': 8}),
 )
 
 
