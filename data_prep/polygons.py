@@ -37,7 +37,9 @@ def draw(content: bytes, table: labels.Table, background: int) -> Image.Image:
             if name not in ids:
                 raise ValueError(f'names an object {thing["label"]!r}, which is not in the label table. Pass --labels.')
             canvas.polygon([tuple(point) for point in thing['polygon']], fill=ids[name])
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+    except (
+        json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError, OverflowError, RecursionError
+    ) as error:  # fmt: skip
         raise ValueError(
             f'is not a JSON file of Cityscapes polygons ({error!r}). Copy or download it again.'
         ) from error

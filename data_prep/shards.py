@@ -208,8 +208,8 @@ def _read(root: str, location: str) -> bytes:
 
 @contextlib.contextmanager
 def _naming(location: str) -> Iterator[None]:
-    """Puts the file before the message of a ValueError."""
+    """Puts the file before the message of a ValueError, or of what Pillow raises of an image that it cannot write."""
     try:
         yield
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise ValueError(f'{location}: {error}') from error

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep import cityscapes_layout, records
+from data_prep import cityscapes_layout, images, records
 from launch import entry
 from tests import tiny, trees
 
@@ -113,6 +113,19 @@ def test_is_named_and_nothing_looks_finished(tmp_path, change, file, text):
     assert not (tmp_path / 'records' / records.MANIFEST).exists()
     with pytest.raises(entry.UserError):
         records.check_complete(tmp_path / 'records')
+
+
+@pytest.mark.parametrize('mode', ['RGB', 'L'])
+def test_an_image_that_the_format_cannot_hold_is_named_and_costs_nothing_else(tmp_path, mode):
+    """JPEG ends at 65,500 pixels."""
+    source = trees.write_tree(tmp_path / 'source', {'train': ['x_1', 'x_2', 'x_3']})
+    for name, kind in ((IMAGE, mode), (LABEL, 'L')):
+        (source / name).write_bytes(encoded(np.zeros((1, 70_000), np.uint8), kind))
+    encoding = images.Encoding('jpeg')
+    with pytest.raises(entry.UserError, match=f'1 problem.*\n{IMAGE}: '):
+        trees.build_here(source, tmp_path / 'records', encoding=encoding)
+    trees.build_here(source, tmp_path / 'records', encoding=encoding, skip_bad=True)
+    assert set(records.read_split(tmp_path / 'records', 'train').image_ids) == {'x_2', 'x_3'}
 
 
 def test_all_problems_are_listed_together(tmp_path):

@@ -39,3 +39,20 @@ def test_unknown_label_is_named():
     content = {'imgHeight': 4, 'imgWidth': 4, 'objects': [{'label': 'unicorn', 'polygon': [[0, 0], [1, 1], [0, 2]]}]}
     with pytest.raises(ValueError, match='unicorn'):
         polygons.draw(json.dumps(content).encode(), labels.CITYSCAPES, 0)
+
+
+@pytest.mark.parametrize(
+    'content',
+    [
+        b'[' * 100_000,
+        b'[]',
+        b'{"imgHeight": 99999999999999999999, "imgWidth": 4, "objects": []}',
+        b'{"imgHeight": 4, "imgWidth": 1e400, "objects": []}',
+        b'{"imgHeight": 4, "imgWidth": 4, "objects": [{"label": "road", "polygon": [["x", 0], [1, 1]]}]}',
+        b'{"imgHeight": 4, "imgWidth": 4, "objects": [{"label": ["road"], "polygon": null}]}',
+        b'\xff\xfe\x00',
+    ],
+)
+def test_whatever_a_file_holds_it_is_drawn_or_named(content):
+    with pytest.raises(ValueError):
+        polygons.draw(content, labels.CITYSCAPES, 0)
