@@ -107,6 +107,7 @@ def run(main: Callable[..., int | None], *, forwards: bool = False) -> NoReturn:
     if forwards and '--' in argv:
         argv, rest = argv[: argv.index('--')], argv[argv.index('--') + 1 :]
         argv = expand_home(argv)
+        sys.argv = [*argv, '--', *rest]
     else:
         sys.argv = argv = config_arguments(expand_home(argv))  # ml_collections looks for fields in sys.argv too
     call = functools.partial(main, rest) if forwards else main

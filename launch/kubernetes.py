@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import sys
 
 from absl import flags
@@ -97,7 +98,8 @@ def main(arguments: list[str]) -> int:
     }
     kubectl.create(manifest, launch)
     launch_record.finish(folder, launch)
-    print(f'created {_KIND.value} {", ".join(names)}; --workdir={spec.workdir} --follow shows its log', flush=True)
+    where = shlex.quote(f'--workdir={spec.workdir}')
+    print(f'created {_KIND.value} {", ".join(names)}; {where} --follow shows its log', flush=True)
     launch = _latest(spec.workdir)
     with launch_record.watch(launch):
         return kubectl.wait(launch) if job_spec.WAIT.value else entry.OK

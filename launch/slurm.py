@@ -12,6 +12,7 @@ time.
 
 import os
 import re
+import shlex
 import sys
 
 from absl import flags
@@ -113,7 +114,8 @@ def _submit(spec: job_spec.JobSpec, gpus: int) -> int:
             'log_starts': sizes,
         },
     )
-    print(f'submitted job {job}; --workdir={spec.workdir} --follow shows its log', flush=True)
+    where = shlex.quote(f'--workdir={spec.workdir}')
+    print(f'submitted job {job}; {where} --follow shows its log', flush=True)
     launch = launch_record.latest(spec.workdir, 'slurm')
     with launch_record.watch(launch):
         return slurm_jobs.wait(launch) if job_spec.WAIT.value else entry.OK

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from data_prep import cityscapes_layout, source_files
+from data_prep import cityscapes_layout, source_files, verification
 from launch import entry, folders
 from tests import tiny, trees
 from unet.evaluation import instance_iou
@@ -128,6 +128,10 @@ def test_images_of_other_kinds_are_counted_and_named_at_the_end(tree, tmp_path, 
     last = capfd.readouterr().out.splitlines()[-1]
     assert last.startswith('Passed over: 4 file(s) that look like images, since .avif, .gif, .heic, .jfif are not read')
     assert all(name in last for name in ('ulm/a.heic', 'leftImg8bit/b.GIF', 'train/c.jfif', 'köln/d.avif'))
+    trees.build_here(tree, tmp_path / 'records')
+    verification.check(tmp_path / 'records', str(tree), 1)
+    said = capfd.readouterr().out.splitlines()
+    assert 'nothing to do' in said[-3] and said[-2] == said[-1] == last
     image = tree / 'leftImg8bit/train/ulm/ulm_1_leftImg8bit.png'
     image.rename(image.with_suffix('.webp'))
     with pytest.raises(entry.UserError, match='ulm_1_leftImg8bit.webp is not read: save it as PNG or JPEG'):

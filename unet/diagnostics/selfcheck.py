@@ -11,6 +11,7 @@ withheld on all of them. What is trained are variants of the config, which are m
 import json
 import os
 import pathlib
+import shlex
 import tempfile
 import time
 from collections.abc import Iterator
@@ -91,7 +92,7 @@ def require(config: ConfigDict, workdir: str, strategy: tf.distribute.Strategy) 
             entry.BAD_CONFIG,
             'config.runtime.jit_compile=on: training is reported to hang where XLA compiles the sums over several '
             "GPUs. Leave it at 'auto', which compiles what lies between them, or let python -m unet.preflight "
-            f'--selfcheck --workdir={workdir} try it on these devices first, with the same --config.',
+            f'--selfcheck {shlex.quote(f"--workdir={workdir}")} try it on these devices first, with the same --config.',
         )
 
 

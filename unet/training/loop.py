@@ -6,6 +6,7 @@ scores = loop.train(run)
 import contextlib
 import dataclasses
 import os
+import shlex
 import time
 from collections.abc import Callable, Iterator
 
@@ -253,4 +254,5 @@ def _profile(workdir: str) -> Iterator[None]:
         yield
     finally:
         tf.profiler.experimental.stop()
-    print(f'Profile written: tensorboard --logdir={workdir} (its Profile tab needs pip install xprof)', flush=True)
+    where = shlex.quote(f'--logdir={workdir}')
+    print(f'Profile written: tensorboard {where} (its Profile tab needs pip install xprof)', flush=True)
