@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from data_prep import cityscapes_layout, executors, images, metadata, records, shards, tfrecord
+from data_prep import cityscapes_layout, executors, images, metadata, orientation, records, shards, tfrecord
 from launch import entry, folders, progress
 
 _BLOCK = 1 << 20  # bytes read at a time where a file is only digested
@@ -182,6 +182,9 @@ def _check_record(data: bytes, row: tuple, task: Task, settings: shards.Settings
     size, counts = _decode(*stored) if pair is None else _compare(*stored, pair, settings)
     if size != (height, width):
         raise ValueError(f'is {size[1]}x{size[0]}, by the index {width}x{height}')
+    turned = [name for name in records.FEATURES[1:] if orientation.read(example[name]) != orientation.UPRIGHT]
+    if turned:
+        raise ValueError(f'{turned[0]} is not upright by its EXIF, which training ignores. Build the records again')
     images.check_label_counts(counts, settings.known)
     if not labelled and counts[settings.void].sum() < counts.sum():
         raise ValueError('is flagged as having no labels, but its label image holds classes')

@@ -166,3 +166,13 @@ def test_damage_to_other_tags_does_no_harm(tmp_path, kind, way, expected):
         upright = np.asarray(orientation.turn(lying, expected))
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(stored.encoded))), upright)
     np.testing.assert_array_equal(media.read_image(tmp_path / name), upright)
+
+
+@pytest.mark.process
+def test_records_that_hold_what_is_turned_are_not_to_be_trusted(tmp_path, monkeypatch):
+    """Of an older build, or made by others: training sees the pixels as they lie."""
+    monkeypatch.setattr(tiny, 'png', lambda pixels: with_orientation(pixels, 'PNG', 3))
+    folder = tiny.write_folder(tmp_path / 'records', train=tiny.scenes(2))
+    with pytest.raises(entry.UserError, match='train_000: image_left is not upright by its EXIF') as failure:
+        verification.check(folder, None, workers=1)
+    assert failure.value.status == entry.BAD_DATA
