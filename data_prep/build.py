@@ -9,14 +9,14 @@ from collections.abc import Callable
 from etils import epath
 from PIL import __version__ as pillow_version
 
-from data_prep import build_state, cityscapes_layout, images, labels, metadata, shards
+from data_prep import build_state, cityscapes_layout, images, labels, masks, metadata, pair_list, shards
 from launch import folders as launch_folders
 
 
 def build(
     settings: shards.Settings,
     write_shards: Callable[[list[shards.Shard]], None],
-    annotations: str = cityscapes_layout.FINE,
+    layout: cityscapes_layout.Layout | pair_list.CsvFile | pair_list.Patterns | None = None,
     folders: tuple[str, ...] = tuple(cityscapes_layout.SPLITS),
     seed: int = 2019,
 ) -> None:
@@ -25,28 +25,30 @@ def build(
     Args:
       settings: where from, where to, and how.
       write_shards: writes a list of shards, see executors.py.
-      annotations: 'gtFine' or 'gtCoarse'.
-      folders: the split folders to read.
+      layout: the source's, which lies at `settings.source`; by default Cityscapes's, with fine annotations.
+      folders: the splits to read, keys of cityscapes_layout.SPLITS.
       seed: of the order of the examples.
 
     Raises:
       UserError: MISSING_INPUT or BAD_DATA if the source is not as it should be, IN_USE if the folder holds anything
         else.
     """
-    found = cityscapes_layout.scan(settings.source, annotations, folders)
+    layout = layout or cityscapes_layout.Layout(settings.source)
+    masks.check_table(settings.table, settings.masks_are)
+    found = layout.scan(folders, settings.masks_are)
     if len(classes := labels.classes(settings.table)) == 1:
         print(f'Note: {classes[0].name} is the only class that is scored: {labels.ONE_CLASS}')
     for warning in found.warnings:
         print(f'Note: {warning}')
     with launch_folders.named_at_the_end(found.passed_over):
-        _build_of(found, settings, write_shards, annotations, seed)
+        _build_of(layout, found, settings, write_shards, seed)
 
 
 def _build_of(
+    layout: cityscapes_layout.Layout | pair_list.CsvFile | pair_list.Patterns,
     found: cityscapes_layout.Scan,
     settings: shards.Settings,
     write_shards: Callable[[list[shards.Shard]], None],
-    annotations: str,
     seed: int,
 ) -> None:
     """Builds the folder of what a scan found."""
@@ -54,7 +56,7 @@ def _build_of(
     if not settings.skip_bad:
         cityscapes_layout.raise_problems(settings.source, found.problems)
     plan = shards.plan(found.pairs, seed)
-    used_flags = describe_flags(settings, annotations, seed)
+    used_flags = describe_flags(settings, layout.annotations, seed)
     source = {'images': len(found.pairs), 'sha256': cityscapes_layout.digest(found.pairs)}
     build_state.clear(data_dir)
     if build_state.is_complete(data_dir, used_flags, source):
@@ -71,15 +73,17 @@ def _build_of(
         skipped = found.problems + _check_notes(splits, settings)
         manifest = metadata.write(data_dir, settings.table, splits, used_flags, source, skipped)
         build_state.close(data_dir)
-    _print_summary(manifest, settings, sum(len(shard.pairs) for shard in todo), time.monotonic() - started)
+    converted = sum(len(shard.pairs) for shard in todo)
+    _print_summary(manifest, settings, layout.flags, converted, time.monotonic() - started)
 
 
-def describe_flags(settings: shards.Settings, annotations: str, seed: int) -> dict:
+def describe_flags(settings: shards.Settings, annotations: str | None, seed: int) -> dict:
     """Returns what shapes the records besides the source, as it is stored in the manifest."""
     encoding = settings.encoding
     encodes = encoding != images.Encoding(jpeg_quality=encoding.jpeg_quality)
     return {
         'annotations': annotations,
+        'masks_are': settings.masks_are,
         'image_format': encoding.image_format,
         'jpeg_quality': encoding.jpeg_quality if encodes and encoding.image_format != 'png' else None,
         'size': list(encoding.size) if encoding.size else None,
@@ -144,7 +148,9 @@ def _check_masks(notes: list[dict], settings: shards.Settings) -> None:
     print(f'Note: 255 is void, since the label table scores all its ids: {share}')
 
 
-def _print_summary(manifest: dict, settings: shards.Settings, converted: int, seconds: float) -> None:
+def _print_summary(
+    manifest: dict, settings: shards.Settings, source: list[str], converted: int, seconds: float
+) -> None:
     if manifest['skipped']:
         print(
             f'Left out {len(manifest["skipped"])} pair(s) or file(s):\n{cityscapes_layout.shorten(manifest["skipped"])}'
@@ -158,6 +164,5 @@ def _print_summary(manifest: dict, settings: shards.Settings, converted: int, se
     if converted:
         print(f'{converted:,} images in {seconds:.1f} s ({converted / seconds:,.0f} images/s)')
     where = shlex.quote(f'--data_dir={settings.data_dir}')
-    source = shlex.quote(f'--cityscapes_dir={settings.source}')
-    print(f'Check: python -m data_prep.verify_tfrecords {where} {source}')
+    print(f'Check: python -m data_prep.verify_tfrecords {where} {shlex.join(source)}')
     print(f'Next:  python -m unet.main --config=configs/cityscapes.py {where}', flush=True)

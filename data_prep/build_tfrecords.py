@@ -1,21 +1,23 @@
-"""Turns a dataset in the Cityscapes layout into sharded TFRecords.
+"""Turns a dataset of images and masks into sharded TFRecords.
 
     python -m data_prep.build_tfrecords --cityscapes_dir=dataset --data_dir=data/cityscapes
+    python -m data_prep.build_tfrecords --pairs=pairs.csv --labels=classes.json --data_dir=data/mine
+    python -m data_prep.build_tfrecords --images='in/{split}/{name}.jpg' --masks='gt/{split}/{name}.png'
 
-Reads leftImg8bit/<split>/<city>/*_leftImg8bit.png and gtFine/<split>/<city>/*_gtFine_labelIds.png, from folders or from
-the zip files as downloaded, checks every file, and writes on all cores; the files' bytes are copied unchanged unless
---image_format or --size say otherwise. Killed and started again, it finishes what is missing. The folder opens with
-tensorflow_datasets.builder_from_directory as well.
+Reads leftImg8bit/<split>/<city>/*_leftImg8bit.png and gtFine/<split>/<city>/*_gtFine_labelIds.png, from folders or
+the zip files as downloaded, or the files that a list or two patterns name; checks every file, and writes on all cores.
+The files' bytes are copied unchanged unless --image_format, --size or --masks_are say otherwise. Killed and started
+again, it finishes what is missing. The folder opens with tensorflow_datasets.builder_from_directory as well.
 
-A dataset of one's own needs the same folder layout and, for other classes, --labels=classes.json. On Dataflow, Flink or
-Spark: --engine=beam --beam_args=--runner=DataflowRunner --beam_args=--project=...
+Other classes are --labels=classes.json, or a table that comes with the project, such as --labels=camvid. On Dataflow,
+Flink or Spark: --engine=beam --beam_args=--runner=DataflowRunner --beam_args=--project=...
 """
 
 import os
 
 from absl import flags
 
-from data_prep import build, cityscapes_layout, executors, images, labels, shards
+from data_prep import build, cityscapes_layout, executors, images, labels, shards, source_flags
 from launch import entry, host
 
 _CITYSCAPES_DIR = flags.DEFINE_string(
@@ -33,7 +35,11 @@ _ANNOTATIONS = flags.DEFINE_enum(
 _SPLITS = flags.DEFINE_list(
     'splits', list(cityscapes_layout.SPLITS), 'Split folders to read; those not there are passed over.'
 )
-_LABELS = flags.DEFINE_string('labels', None, "Label table, a JSON file; default Cityscapes's own.")
+_LABELS = flags.DEFINE_string(
+    'labels',
+    'cityscapes',
+    f'Label table: a JSON file, or one that comes with the project: {", ".join(labels.shipped())}.',
+)
 _IMAGE_FORMAT = flags.DEFINE_enum(
     'image_format', 'source', ['source', 'png', 'jpeg'], 'Format to store images in; source: as they are.'
 )
@@ -62,16 +68,18 @@ def main() -> None:
         )
     if _BEAM_ARGS.value and _ENGINE.value != 'beam':
         raise entry.UserError(entry.BAD_USAGE, '--beam_args: pass --engine=beam with it')
+    layout = source_flags.layout() or cityscapes_layout.Layout(_CITYSCAPES_DIR.value, _ANNOTATIONS.value)
     settings = shards.Settings(
-        source=_CITYSCAPES_DIR.value,
+        source=layout.root,
         data_dir=_DATA_DIR.value,
-        table=labels.read(_LABELS.value) if _LABELS.value else labels.CITYSCAPES,
+        table=labels.find(_LABELS.value),
         encoding=images.Encoding(
             _IMAGE_FORMAT.value,
             _JPEG_QUALITY.value,
             entry.parse_size('size', _SIZE.value) if _SIZE.value is not None else None,
         ),
         skip_bad=_SKIP_BAD.value,
+        masks_are=source_flags.MASKS_ARE.value,
     )
 
     def write_shards(todo: list[shards.Shard]) -> None:
@@ -80,7 +88,7 @@ def main() -> None:
         else:
             executors.run_local(todo, settings, min(_WORKERS.value, len(todo)))
 
-    build.build(settings, write_shards, _ANNOTATIONS.value, tuple(_SPLITS.value), _SEED.value)
+    build.build(settings, write_shards, layout, tuple(_SPLITS.value), _SEED.value)
 
 
 if __name__ == '__main__':

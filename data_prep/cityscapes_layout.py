@@ -36,7 +36,7 @@ class Pair:
 
     Attributes:
       split: 'train', 'validation', 'test' or 'train_extra'.
-      image_id: the stem that both file names share, unique in the dataset.
+      image_id: the stem that both file names share, or the image's path without suffix; unique in the dataset.
       image: location of the image.
       label: location of the label ids or polygons; None for a test image without labels.
       size: bytes of both files.
@@ -57,6 +57,28 @@ class Pair:
             self.label and source_files.name_of(self.label),
             self.size,
         ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """A dataset in the Cityscapes layout, as a build is told of it.
+
+    Attributes:
+      root: the dataset's folder, below which the pairs' files are.
+      annotations: 'gtFine' or 'gtCoarse'.
+    """
+
+    root: str
+    annotations: str = FINE
+
+    @property
+    def flags(self) -> list[str]:
+        """Returns the flags that stand for it."""
+        return [f'--cityscapes_dir={self.root}']
+
+    def scan(self, folders: tuple[str, ...] = tuple(SPLITS), masks_are: str | None = None) -> 'Scan':
+        """Returns what `scan` finds."""
+        return scan(self.root, self.annotations, folders, masks_are)
 
 
 @dataclasses.dataclass
@@ -83,13 +105,19 @@ def digest(pairs: list[Pair]) -> str:
     return hashlib.sha256('\n'.join(str(pair.listing) for pair in pairs).encode()).hexdigest()
 
 
-def scan(cityscapes_dir: epath.PathLike, annotations: str = FINE, folders: tuple[str, ...] = tuple(SPLITS)) -> Scan:
+def scan(
+    cityscapes_dir: epath.PathLike,
+    annotations: str = FINE,
+    folders: tuple[str, ...] = tuple(SPLITS),
+    masks_are: str | None = None,
+) -> Scan:
     """Pairs up all files by name and reads their headers.
 
     Args:
       cityscapes_dir: the dataset's folder.
       annotations: 'gtFine' (train_extra, which has none, takes gtCoarse) or 'gtCoarse'.
       folders: the split folders to read, keys of SPLITS.
+      masks_are: what label files hold, see `masks.to_label_ids`.
 
     Raises:
       UserError: MISSING_INPUT if the folder is not a dataset in this layout.
@@ -118,8 +146,8 @@ def scan(cityscapes_dir: epath.PathLike, annotations: str = FINE, folders: tuple
     if result.foreign:
         rest = f' and {len(result.foreign) - 3:,} more' if len(result.foreign) > 3 else ''
         result.warnings.append(f'not part of the dataset, passed over: {", ".join(result.foreign[:3])}{rest}.')
-    _drop_repeated(result)
-    _check_headers(root, result)
+    drop_repeated(result)
+    check_headers(root, result, masks_are)
     if not result.pairs and not result.problems:
         raise entry.UserError(
             entry.MISSING_INPUT,
@@ -200,7 +228,7 @@ def _by_stem(locations: list[str], suffixes: tuple[str, ...], result: Scan) -> d
                 f'{location}: stray file, its name should end in {suffixes[0]}. Rename it, or move it away.'
             )
             continue
-        if not _is_utf8(location):
+        if not is_utf8(location):
             result.problems.append(f'{location!a}: its name is not UTF-8, as image ids are. Rename it (convmv does).')
             continue
         stem = file.removesuffix(suffix)
@@ -240,8 +268,8 @@ def _pair_up(folder: str, kind: str, found_images: dict[str, str], found_labels:
         )
 
 
-def _is_utf8(name: str) -> bool:
-    """Says whether a file's name is text; Python stands other bytes for surrogates."""
+def is_utf8(name: str) -> bool:
+    """Says whether a file's name is text; Python lets surrogates stand for other bytes."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -249,7 +277,7 @@ def _is_utf8(name: str) -> bool:
     return True
 
 
-def _drop_repeated(result: Scan) -> None:
+def drop_repeated(result: Scan) -> None:
     """Notes image ids that stand in several splits, and leaves them out."""
     places = collections.defaultdict(list)
     for pair in result.pairs:
@@ -262,15 +290,15 @@ def _drop_repeated(result: Scan) -> None:
     result.pairs = [pair for pair in result.pairs if len(places[pair.image_id]) == 1]
 
 
-def _check_headers(root: epath.Path, result: Scan) -> None:
-    """Reads sizes and first bytes of all files; leaves out pairs that these show to be unusable."""
+def check_headers(root: epath.PathLike, result: Scan, masks_are: str | None) -> None:
+    """Reads sizes and first bytes of all files; notes pairs that these show to be unusable, and leaves them out."""
     with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
-        checked = list(pool.map(functools.partial(_check_pair, root), result.pairs))
+        checked = list(pool.map(functools.partial(_check_pair, root, masks_are), result.pairs))
     result.problems += [problem for _, problem in checked if problem]
     result.pairs = [pair for pair, problem in checked if not problem]
 
 
-def _check_pair(root: epath.Path, pair: Pair) -> tuple[Pair, str | None]:
+def _check_pair(root: epath.PathLike, masks_are: str | None, pair: Pair) -> tuple[Pair, str | None]:
     """The pair with its size in bytes, and what is wrong with it by its headers, if anything."""
     total, sizes = 0, []
     for location in filter(None, (pair.image, pair.label)):
@@ -278,7 +306,7 @@ def _check_pair(root: epath.Path, pair: Pair) -> tuple[Pair, str | None]:
             total += source_files.size_of(root, location)
             if not location.endswith('.json'):
                 head = source_files.read(root, location, images.HEADER_BYTES)
-                sizes.append(images.check_header(head, location, is_label=location == pair.label))
+                sizes.append(images.check_header(head, location, location == pair.label, masks_are))
         except ValueError as error:
             return pair, f'{location}: {error}'
         except source_files.READ_ERRORS as error:

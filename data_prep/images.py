@@ -18,10 +18,18 @@ from PIL import Image
 from data_prep import orientation, png
 
 HEADER_BYTES = 64  # of a file, enough for `check_header`
+IDS, COLORS = 'ids', 'colors'  # what masks hold, where grey values that are label ids are not all of it
 
 _JPEG = b'\xff\xd8\xff'
 _LFS = b'version https://git-lfs'
 _COLOR_TYPES = {0: 'grey', 2: 'RGB', 3: 'palette', 4: 'grey with alpha', 6: 'RGB with alpha'}
+# Bits per channel and colour types in which a label file may come, by what masks hold, and how to say it.
+_GREY, _PALETTE = {(8, 0)}, {(1, 3), (2, 3), (4, 3), (8, 3)}
+_LABEL_KINDS: dict[str | None, tuple[set, str]] = {
+    None: (_GREY, '8-bit grey, one label id per pixel'),
+    IDS: (_GREY | _PALETTE, '8-bit grey or a palette, one label id per pixel'),
+    COLORS: (_GREY | _PALETTE | {(8, 2), (8, 4), (8, 6)}, '8 bits per channel, one colour for each class'),
+}
 _COPY = 'Copy or download it again.'
 
 
@@ -84,15 +92,21 @@ def identify(head: bytes, name: str) -> str:
     return kind
 
 
-def check_header(head: bytes, name: str, is_label: bool) -> tuple[int, int] | None:
+def check_header(head: bytes, name: str, is_label: bool, masks_are: str | None = None) -> tuple[int, int] | None:
     """Returns the height and width of a PNG file by its first bytes; None for a JPEG.
+
+    Args:
+      head: the file's first HEADER_BYTES bytes.
+      name: of the file.
+      is_label: whether it is a label file.
+      masks_are: what label files hold: IDS, COLORS, or None for grey values that are label ids.
 
     Raises:
       ValueError: if these bytes show already that the file cannot be used.
     """
     if identify(head, name) == 'jpeg':
         if is_label:
-            raise ValueError('is a JPEG: its losses change label ids. Export label ids as PNG.')
+            raise ValueError('is a JPEG: its losses change label ids. Export it as PNG.')
         return None
     if len(head) < 33 or head[12:16] != b'IHDR':
         raise ValueError(f'truncated within its header. {_COPY}')
@@ -100,14 +114,17 @@ def check_header(head: bytes, name: str, is_label: bool) -> tuple[int, int] | No
     if not width or not height:
         raise ValueError(f'has {width}x{height} pixels, by its header. {_COPY}')
     kind = f'{depth}-bit {_COLOR_TYPES.get(color_type, f"colour type {color_type}")}'
-    if is_label and (depth, color_type) != (8, 0):
-        cause = 'Expected 8-bit grey, one label id per pixel.'
+    kinds, expected = _LABEL_KINDS[masks_are]
+    if is_label and (depth, color_type) not in kinds:
+        cause = f'Expected {expected}.'
         if depth == 16:
             cause += ' It looks like an instanceIds file: use labelIds.'
         elif color_type in (2, 6):
-            cause += ' It looks like a colour rendering: use labelIds.'
+            cause += ' It looks like a colour rendering: use labelIds, or pass --masks_are=colors.'
         elif color_type == 3:
-            cause += ' If its palette indices are label ids, save them as grey values.'
+            cause += (
+                ' Pass --masks_are=ids if its palette indices are label ids, --masks_are=colors if its colours count.'
+            )
         raise ValueError(f'is a {kind} PNG. {cause}')
     if not is_label and depth == 16 and color_type != 2:
         raise ValueError(f'is a {kind} PNG, such as disparity or depth files are. Expected 8-bit RGB.')
@@ -158,7 +175,7 @@ def encode_image(encoded: bytes, name: str, encoding: Encoding) -> EncodedImage:
         if is_right and encoding.image_format != 'jpeg' and encoding.size in (None, size):
             return EncodedImage(encoded, *size, size, turned, None)
     image = decode(encoded)
-    rgb, converted_from = _as_rgb(image)
+    rgb, converted_from = as_rgb(image)
     if kind == 'PNG' and encoded[24] == 16:
         rgb, converted_from = rgb.copy(), '16-bit RGB'
         png.check_16_bits(max(highest for _, highest in rgb.getextrema()))
@@ -174,8 +191,12 @@ def encode_image(encoded: bytes, name: str, encoding: Encoding) -> EncodedImage:
     return EncodedImage(encoded, rgb.height, rgb.width, size, turned, converted_from)
 
 
-def _as_rgb(image: Image.Image) -> tuple[Image.Image, str | None]:
-    """The image itself if it is RGB, else converted, and then what it was."""
+def as_rgb(image: Image.Image) -> tuple[Image.Image, str | None]:
+    """Returns the image itself if it is RGB, else converted, and then what it was.
+
+    Raises:
+      ValueError: if it cannot be made RGB without doubt.
+    """
     if image.mode == 'RGB':
         return image, None
     if image.mode in ('RGBA', 'LA', 'PA') or 'transparency' in image.info:

@@ -1,11 +1,15 @@
 """The label table: what each label id of a dataset means, and which ids are trained and scored.
 
-Three numberings meet here. *Label ids* are what the files and the records hold. *Train ids* number the scored classes
-0..K-1 and are what a model of K outputs predicts; ids that are not scored have train id 255. *Colours* are for people.
+    table = labels.find('camvid11')  # one that comes with the project, or a file: labels.find('classes.json')
+
+Three numberings meet here. *Label ids* are what the records hold, and the files where the table does not say otherwise.
+*Train ids* number the scored classes 0..K-1 and are what a model of K outputs predicts; ids that are not scored have
+train id 255. *Colours* are for people, and for files that hold colours instead of ids.
 """
 
 import dataclasses
 import json
+import pathlib
 from typing import Any
 
 import numpy as np
@@ -15,9 +19,28 @@ from launch import entry
 
 IGNORED = 255  # the train id of everything that is neither trained nor scored
 FILE = 'labels.json'
+SHIPPED = pathlib.Path(__file__).parent / 'label_tables'  # a file for each table, which names its source
 ONE_CLASS = (
     'whatever is predicted is right, so that the loss is 0 and mIoU 100 %. Give the background a train id of its own.'
 )
+
+
+Color = tuple[int, int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Mask:
+    """What a dataset's own files hold for a class, as far as it is given.
+
+    Attributes:
+      id: 0..255, in files of ids.
+      name: of objects in files of polygons.
+      color: in files of colours.
+    """
+
+    id: int | None = None
+    name: str | None = None
+    color: Color | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,24 +48,34 @@ class Label:
     """One class.
 
     Attributes:
-      id: the value in label images and records, 0..254.
+      id: the value in records, 0..254.
       name: unique within its table.
       train_id: 0..K-1, or 255 if neither trained nor scored.
       color: red, green, blue, each 0..255.
       category: the group that category scores are taken over.
       has_instances: whether the class has separate instances (instance files, instance-weighted scores).
+      masks: what files hold for it instead of its own id, name and color, which stand where none is given; (): no file
+        holds it.
     """
 
     id: int
     name: str
     train_id: int
-    color: tuple[int, int, int]
+    color: Color
     category: str = ''
     has_instances: bool = False
+    masks: tuple[Mask, ...] | None = None
 
     @property
     def ignored(self) -> bool:
         return self.train_id == IGNORED
+
+    def in_files(self, field: str) -> list:
+        """Returns the values of `field` (id, name or color) that stand for the class in files."""
+        if self.masks is None:
+            return [getattr(self, field)]
+        given = [value for mask in self.masks if (value := getattr(mask, field)) is not None]
+        return given or [getattr(self, field)] * bool(self.masks)
 
 
 Table = tuple[Label, ...]
@@ -125,6 +158,22 @@ def known_ids(table: Table) -> set[int]:
     return {label.id for label in table} | set(void_ids(table))
 
 
+def ids_in_files(table: Table) -> dict[int, int]:
+    """Returns the label id of each value that files of ids may hold."""
+    found = {value: label.id for label in table for value in label.in_files('id')}
+    return found if void_ids(table) != [IGNORED] else {IGNORED: IGNORED} | found
+
+
+def names_in_files(table: Table) -> dict[str, int]:
+    """Returns the label id of each name that objects of polygon files may have."""
+    return {name: label.id for label in table for name in label.in_files('name')}
+
+
+def color_text(color: Color) -> str:
+    """Returns a colour as it is shown to people, e.g. '128 64 128'."""
+    return ' '.join(map(str, color))
+
+
 def colors(table: Table) -> np.ndarray:
     """Returns uint8 [256, 3]: the colour of each label id; black for ids not in the table."""
     palette = np.zeros((256, 3), np.uint8)
@@ -134,15 +183,48 @@ def colors(table: Table) -> np.ndarray:
 
 
 def to_json(table: Table) -> str:
-    rows = [dataclasses.asdict(label) | {'ignored': label.ignored} for label in table]
-    return '{"labels": [\n' + ',\n'.join(json.dumps(row) for row in rows) + '\n]}\n'
+    """Returns the file of a label table, which `read` reads."""
+    rows = []
+    for label in table:
+        row = dataclasses.asdict(label) | {'ignored': label.ignored}
+        masks = row.pop('masks')
+        if masks is not None:
+            row['masks'] = [{name: value for name, value in mask.items() if value is not None} for mask in masks]
+        rows.append(json.dumps(row))
+    return '{"labels": [\n' + ',\n'.join(rows) + '\n]}\n'
+
+
+def shipped() -> list[str]:
+    """Returns the names of the label tables that come with the project."""
+    return sorted(['cityscapes', 'kitti', *(path.stem for path in SHIPPED.glob('*.json'))])
+
+
+def find(name: str) -> Table:
+    """Returns a label table.
+
+    Args:
+      name: that of a table that comes with the project, or the path of a file, see `read`.
+
+    Raises:
+      UserError: MISSING_INPUT if there is none, BAD_DATA if the file is not a usable table.
+    """
+    if name in ('cityscapes', 'kitti'):  # http://www.cvlibs.net/datasets/kitti/eval_semseg.php: as in Cityscapes
+        return CITYSCAPES
+    if name in shipped():
+        return read(SHIPPED / f'{name}.json')
+    if not epath.Path(name).exists():
+        raise entry.UserError(
+            entry.MISSING_INPUT,
+            f'--labels={name}: no such label table. Pass a file, or one of {", ".join(shipped())}.',
+        )
+    return read(name)
 
 
 def read(path: epath.PathLike) -> Table:
     """Reads and checks a label table.
 
     The file is an object with a list `labels`; each has `id`, `name`, `train_id` (255: ignored) and `color`, and may
-    have `category` and `has_instances`.
+    have `category`, `has_instances` and `masks`: a list of objects that have some of `id`, `name` and `color`.
 
     Raises:
       UserError: MISSING_INPUT if the file is not there, BAD_DATA (naming the entry) if it is not a usable table.
@@ -166,7 +248,12 @@ def read(path: epath.PathLike) -> Table:
             raise refuse(f'entry {number} ({json.dumps(row, ensure_ascii=False)}): {error}') from error
     if 0 < max((value for label in table for value in label.color), default=0) <= 1:
         raise refuse('colours go from 0 to 255, and these from 0 to 1: multiply them by 255')
-    columns: dict[str, list[Any]] = {'id': [label.id for label in table], 'name': [label.name for label in table]}
+    columns: dict[str, list[Any]] = {
+        'id': [label.id for label in table],
+        'name': [label.name for label in table],
+        'id in masks': [value for label in table for value in set(label.in_files('id'))],
+        'name in masks': [value for label in table for value in set(label.in_files('name'))],
+    }
     for what, values in columns.items():
         twice = sorted({value for value in values if values.count(value) > 1})
         if twice:
@@ -187,17 +274,33 @@ def _label(row: Any) -> Label:
         raise ValueError('name must be a text of one line')
     if _whole_number(row['id'], 'id') == IGNORED:
         raise ValueError('id is 0..254; leave 255 out: it is void where a table scores all its ids')
-    color = tuple(_whole_number(value, 'each of three values of color') for value in row['color'])
-    if len(color) != 3:
-        raise ValueError('color must be three values 0..255')
+    masks = row.get('masks')
     return Label(
         _whole_number(row['id'], 'id'),
         row['name'],
         _whole_number(row['train_id'], 'train_id'),
-        color,
+        _color(row['color']),
         str(row.get('category') or ''),
         bool(row.get('has_instances')),
+        None if masks is None else tuple(map(_mask, masks)),
     )
+
+
+def _mask(row: Any) -> Mask:
+    if not isinstance(row, dict) or not row or row.keys() - {'id', 'name', 'color'}:
+        raise ValueError(f'each of masks must be an object with some of id, name and color, not {json.dumps(row)}')
+    return Mask(
+        _whole_number(row['id'], 'id of masks') if 'id' in row else None,
+        str(row['name']) if 'name' in row else None,
+        _color(row['color']) if 'color' in row else None,
+    )
+
+
+def _color(values: Any) -> Color:
+    color = tuple(_whole_number(value, 'each of three values of color') for value in values)
+    if len(color) != 3:
+        raise ValueError('color must be three values 0..255')
+    return color
 
 
 def _whole_number(value: Any, what: str) -> int:

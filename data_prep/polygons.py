@@ -23,7 +23,7 @@ def draw(content: bytes, table: labels.Table, background: int) -> Image.Image:
     Raises:
       ValueError: if the file is not such a JSON file, or names a label that the table lacks.
     """
-    ids = {label.name: label.id for label in table}
+    ids = labels.names_in_files(table)
     try:
         annotation = json.loads(content)
         image = Image.new('L', (annotation['imgWidth'], annotation['imgHeight']), background)

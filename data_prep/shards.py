@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from data_prep import cityscapes_layout, images, labels, orientation, polygons, source_files, tfrecord
+from data_prep import cityscapes_layout, images, labels, masks, orientation, polygons, source_files, tfrecord
 from launch import files, record_folder
 
 NAME = 'cityscapes'  # of the dataset in TFDS
@@ -40,6 +40,7 @@ class Settings:
     table: labels.Table
     encoding: images.Encoding
     skip_bad: bool
+    masks_are: str | None = None  # see masks.to_label_ids
 
     @functools.cached_property
     def void(self) -> list[int]:
@@ -48,7 +49,7 @@ class Settings:
 
     @functools.cached_property
     def known(self) -> set[int]:
-        """Returns the ids that label files may hold."""
+        """Returns the ids that records may hold."""
         return labels.known_ids(self.table)
 
 
@@ -124,9 +125,11 @@ def encode_pair(pair: cityscapes_layout.Pair, settings: Settings) -> Example:
     turned += [pair.label] if orientation.read(label_file) != orientation.UPRIGHT else []
     with _naming(pair.label):
         if pair.label.endswith('.json'):
-            label_file = polygons.draw(label_file, settings.table, settings.void[0])
+            label_ids = polygons.draw(label_file, settings.table, settings.void[0])
+        else:
+            label_ids = masks.to_label_ids(label_file, pair.label, settings.masks_are, settings.table)
         label, counts = images.encode_label(
-            label_file, pair.label, image.source_size, settings.known, settings.encoding.size, image.orientation
+            label_ids, pair.label, image.source_size, settings.known, settings.encoding.size, image.orientation
         )
     # Cityscapes ships label files for its test images that hold nothing but void.
     labelled = pair.split != 'test' or int(counts[settings.void].sum()) < int(counts.sum())

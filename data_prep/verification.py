@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from data_prep import cityscapes_layout, executors, images, metadata, orientation, records, shards, tfrecord
+from data_prep import cityscapes_layout, executors, images, metadata, orientation, pair_list, records, shards, tfrecord
 from launch import entry, folders, progress
+
+Source = str | pair_list.CsvFile | pair_list.Patterns  # a text: the folder of a dataset in the Cityscapes layout
 
 _BLOCK = 1 << 20  # bytes read at a time where a file is only digested
 
@@ -41,11 +43,17 @@ class Finding:
     counts: np.ndarray
 
 
-def check(data_dir: epath.PathLike, source: str | None, workers: int) -> dict | None:
+def check(data_dir: epath.PathLike, source: Source | None, workers: int, masks_are: str | None = None) -> dict | None:
     """Returns the folder's manifest, if it has one, once everything has been found to be right.
 
+    Args:
+      data_dir: the record folder.
+      source: what it was made of, to compare with.
+      workers: processes.
+      masks_are: what the source's masks hold, if that is to be compared with the manifest.
+
     Raises:
-      UserError: BAD_DATA with all problems.
+      UserError: BAD_DATA with all problems, BAD_USAGE if the records were made of another kind of source.
     """
     data_dir = records.check_complete(data_dir)
     manifest = read_intact_manifest(data_dir)
@@ -56,6 +64,10 @@ def check(data_dir: epath.PathLike, source: str | None, workers: int) -> dict | 
     with folders.named_at_the_end(passed_over):
         pairs, problems = (None, []) if source is None else find_pairs(data_dir, manifest, source, passed_over)
         settings = _settings(data_dir, manifest, source)
+        if masks_are not in (None, settings.masks_are):
+            raise entry.UserError(
+                entry.BAD_USAGE, f'--masks_are={masks_are}: {data_dir} was made with {settings.masks_are or "none"}.'
+            )
         problems += verify(data_dir, manifest, settings, pairs, workers)
         cityscapes_layout.raise_problems(data_dir, problems, 'the records are not to be trusted.')
     return manifest
@@ -83,19 +95,23 @@ def read_intact_manifest(data_dir: epath.Path) -> dict | None:
 
 
 def find_pairs(
-    data_dir: epath.Path, manifest: dict | None, source: str, passed_over: list[str]
+    data_dir: epath.Path, manifest: dict | None, source: Source, passed_over: list[str]
 ) -> tuple[dict[str, cityscapes_layout.Pair], list[str]]:
     """Finds the pair of the source for each image id, and problems: images that only one side has.
 
     Files that look like images and are not read are appended to `passed_over`.
+
+    Raises:
+      UserError: BAD_USAGE if the records were made of another kind of source.
     """
+    used = manifest['flags'] if manifest else {'annotations': cityscapes_layout.FINE}
+    if isinstance(source, str) == (used['annotations'] is None):
+        made = '--pairs, or --images and --masks' if isinstance(source, str) else '--cityscapes_dir'
+        raise entry.UserError(entry.BAD_USAGE, f'{data_dir}: was made with {made}: pass the same.')
+    layout = cityscapes_layout.Layout(source, used['annotations']) if isinstance(source, str) else source
     folder_of = {split: folder for folder, split in cityscapes_layout.SPLITS.items()}
     splits = [name for name, size in records.split_sizes(data_dir).items() if size]
-    found = cityscapes_layout.scan(
-        source,
-        manifest['flags']['annotations'] if manifest else cityscapes_layout.FINE,
-        tuple(folder_of[split] for split in splits if split in folder_of),
-    )
+    found = layout.scan(tuple(folder_of[split] for split in splits if split in folder_of), used.get('masks_are'))
     passed_over += found.passed_over
     skipped = manifest['skipped'] if manifest else []
     left_out = {line.partition(': ')[0] for line in skipped}
@@ -107,7 +123,9 @@ def find_pairs(
         for pair in found.pairs
         if pair.image_id not in stored and not {pair.image, pair.label} & left_out
     ]
-    problems += [f'image id {image_id}: stored, but not in {source}.' for image_id in sorted(stored - pairs.keys())]
+    problems += [
+        f'image id {image_id}: stored, but not in {layout.root}.' for image_id in sorted(stored - pairs.keys())
+    ]
     return pairs, problems
 
 
@@ -243,7 +261,7 @@ def _digest(path: epath.Path) -> str:
     return digest.hexdigest()
 
 
-def _settings(data_dir: epath.Path, manifest: dict | None, source: str | None) -> shards.Settings:
+def _settings(data_dir: epath.Path, manifest: dict | None, source: Source | None) -> shards.Settings:
     """Those that the folder was built with."""
     as_they_are = {'image_format': 'source', 'jpeg_quality': None, 'size': None}
     used: dict[str, Any] = manifest['flags'] if manifest else as_they_are
@@ -251,5 +269,10 @@ def _settings(data_dir: epath.Path, manifest: dict | None, source: str | None) -
         used['image_format'], used['jpeg_quality'] or 95, tuple(used['size']) if used['size'] else None
     )
     return shards.Settings(
-        source or '', os.fspath(data_dir), records.read_label_table(data_dir), encoding, skip_bad=False
+        source=source if isinstance(source, str) else source.root if source else '',
+        data_dir=os.fspath(data_dir),
+        table=records.read_label_table(data_dir),
+        encoding=encoding,
+        skip_bad=False,
+        masks_are=used.get('masks_are'),
     )

@@ -1,11 +1,13 @@
 """Reads a record folder again, all of it, and compares it with its manifest and, if given, with its source.
 
     python -m data_prep.verify_tfrecords --data_dir=data/cityscapes --cityscapes_dir=dataset
+    python -m data_prep.verify_tfrecords --data_dir=data/mine --pairs=pairs.csv
 
 Every file against its digest, every record against its checksum, every image and label decoded, every label id counted;
-with --cityscapes_dir every label and image against the file it was made of instead of decoding it, since files that are
-stored as they are have the same bytes. Exits with 65 if anything differs, and names the shard and the image id. A
-folder that TFDS built has no manifest; its records are checked all the same.
+with their source (--cityscapes_dir, --pairs, or --images and --masks) every image and label against the file it was
+made of instead of decoding it, since files that are stored as they are have the same bytes. Exits with 65 if anything
+differs, and names the shard and the image id. A folder that TFDS built has no manifest; its records are checked all the
+same.
 """
 
 import time
@@ -13,7 +15,7 @@ import time
 from absl import flags
 from etils import epath
 
-from data_prep import cityscapes_layout, executors, records, verification
+from data_prep import cityscapes_layout, executors, records, source_flags, verification
 from launch import entry, host
 
 _DATA_DIR = flags.DEFINE_string('data_dir', 'data/cityscapes', 'Record folder.')
@@ -24,9 +26,10 @@ _WORKERS = flags.DEFINE_integer('workers', host.cores(), 'Processes, one per cor
 def main() -> None:
     executors.terminate_like_interrupt()
     started = time.monotonic()
-    data_dir, source = epath.Path(_DATA_DIR.value), _CITYSCAPES_DIR.value
-    manifest = verification.check(data_dir, source, _WORKERS.value)
-    _print_summary(data_dir, manifest, source, time.monotonic() - started)
+    data_dir, source = epath.Path(_DATA_DIR.value), source_flags.layout() or _CITYSCAPES_DIR.value
+    manifest = verification.check(data_dir, source, _WORKERS.value, source_flags.MASKS_ARE.value)
+    against = source if isinstance(source, str) else ' '.join(source.flags) if source else None
+    _print_summary(data_dir, manifest, against, time.monotonic() - started)
 
 
 def _print_summary(data_dir: epath.Path, manifest: dict | None, source: str | None, seconds: float) -> None:
@@ -49,7 +52,8 @@ def describe(used: dict) -> str:
     image_format = 'images as in the source' if used['image_format'] == 'source' else f'{used["image_format"]} images'
     quality = f', quality {used["jpeg_quality"]}' if used['jpeg_quality'] else ''
     size = f'{used["size"][0]}x{used["size"][1]}' if used['size'] else 'original size'
-    return f'{image_format}{quality}, {size}, {used["annotations"]} labels, seed {used["seed"]}'
+    masks = used['annotations'] or f'listed masks of {used.get("masks_are") or "ids"}'
+    return f'{image_format}{quality}, {size}, {masks} labels, seed {used["seed"]}'
 
 
 if __name__ == '__main__':

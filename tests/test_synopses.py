@@ -174,6 +174,9 @@ def world(tmp_path, monkeypatch, mirrored) -> dict[str, object]:
     for name in ('photos/a.png', 'more/a.jpg', 'drive.mp4'):
         trees.write(tmp_path, name, tiny.png(image))
     (tmp_path / 'pictures').mkdir()
+    trees.write(tmp_path, 'in/train/1.png', tiny.png(image))
+    trees.write(tmp_path, 'gt/train/1.png', tiny.png(image * 0))
+    (tmp_path / 'pairs.csv').write_text('image,label,split\nin/train/1.png,gt/train/1.png,train\n')
     for name in ('cityscapes', 'a', 'b'):
         shutil.copytree(tiny.ROOT / 'tests/before/run', tmp_path / 'runs' / name)
     name = f'dataset/gtFine/val/x/{split.image_ids[0]}_gtFine_instanceIds.png'
