@@ -74,7 +74,11 @@ def _build_of(
         manifest = metadata.write(data_dir, settings.table, splits, used_flags, source, skipped)
         build_state.close(data_dir)
     converted = sum(len(shard.pairs) for shard in todo)
-    _print_summary(manifest, settings, layout.flags, converted, time.monotonic() - started)
+    _print_summary(manifest, converted, time.monotonic() - started)
+    where = f'--data_dir={settings.data_dir}'
+    print(f'Check: {shlex.join(["python", "-m", "data_prep.verify_tfrecords", where, *layout.flags])}')
+    train = ['python', '-m', 'unet.main', *_choose_config(layout.annotations, splits), where]
+    print(f'Next:  {shlex.join(train)}', flush=True)
 
 
 def describe_flags(settings: shards.Settings, annotations: str | None, seed: int) -> dict:
@@ -148,9 +152,17 @@ def _check_masks(notes: list[dict], settings: shards.Settings) -> None:
     print(f'Note: 255 is void, since the label table scores all its ids: {share}')
 
 
-def _print_summary(
-    manifest: dict, settings: shards.Settings, source: list[str], converted: int, seconds: float
-) -> None:
+def _choose_config(annotations: str | None, splits: dict[str, list[dict]]) -> list[str]:
+    """The flags to train with first: for a dataset in a layout of its own, crops that fit into its images."""
+    if annotations is not None:
+        return ['--config=configs/cityscapes.py']
+    sizes = [record[2:4] for notes in splits.values() for note in notes for record in note['records']]
+    smallest = zip((512, 1024), *sizes, strict=True)
+    crop = [max(min(sides) // 16 * 16, 16) for sides in smallest]
+    return ['--config=configs/default.py', f'--config.data.crop=({crop[0]},{crop[1]})']
+
+
+def _print_summary(manifest: dict, converted: int, seconds: float) -> None:
     if manifest['skipped']:
         print(
             f'Left out {len(manifest["skipped"])} pair(s) or file(s):\n{cityscapes_layout.shorten(manifest["skipped"])}'
@@ -163,6 +175,3 @@ def _print_summary(
         )
     if converted:
         print(f'{converted:,} images in {seconds:.1f} s ({converted / seconds:,.0f} images/s)')
-    where = shlex.quote(f'--data_dir={settings.data_dir}')
-    print(f'Check: python -m data_prep.verify_tfrecords {where} {shlex.join(source)}')
-    print(f'Next:  python -m unet.main --config=configs/cityscapes.py {where}', flush=True)

@@ -305,6 +305,8 @@ def _renamed(file: str, pattern: str, other: str) -> str:
 
 
 def _finish(root: str, result: Scan, masks_are: str | None) -> None:
-    """Checks that ids are unique, and the headers of all files."""
+    """Brings the pairs into order, and checks that ids are unique, and the headers of all files."""
+    splits = list(SPLITS.values())
+    result.pairs.sort(key=lambda pair: (splits.index(pair.split), pair.image_id))
     cityscapes_layout.drop_repeated(result)
     cityscapes_layout.check_headers(root, result, masks_are)

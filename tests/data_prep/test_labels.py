@@ -86,3 +86,79 @@ def test_an_unusable_table_is_refused(tmp_path, change, text):
     with pytest.raises(entry.UserError, match=text) as failure:
         labels.read(tmp_path / 'classes.json')
     assert failure.value.status == entry.BAD_DATA
+
+
+@pytest.mark.parametrize('name', labels.shipped())
+def test_shipped_tables(name):
+    """Each is whole, names its source, and says without doubt what files hold; a copy of it is a table of one's own."""
+    table = labels.find(name)
+    assert len(labels.ids_in_files(table)) >= len(labels.classes(table))
+    if table is not labels.CITYSCAPES:
+        content = (labels.SHIPPED / f'{name}.json').read_text()
+        assert 'http' in json.loads(content)['source']
+    assert labels.find(name) == table
+
+
+def test_a_table_with_masks_survives_its_file(tmp_path):
+    for name in ('camvid11', 'mapillary_to_cityscapes', 'idd'):
+        (tmp_path / 'labels.json').write_text(labels.to_json(labels.find(name)))
+        assert labels.find(str(tmp_path / 'labels.json')) == labels.find(name)
+
+
+def test_camvid_has_32_colors_and_the_11_classes_are_made_of_them():
+    camvid, eleven = labels.find('camvid'), labels.find('camvid11')
+    colors = {label.color for label in camvid}
+    assert len(camvid) == len(colors) == 32 and len(labels.classes(camvid)) == 31
+    of_masks = {color: label.name for label in eleven for color in label.in_files('color')}
+    assert of_masks.keys() - colors == {(60, 40, 222), (255, 69, 0)} and colors <= of_masks.keys()  # SegNet's own two
+    assert len(labels.classes(eleven)) == 11 and of_masks[0, 0, 0] == 'Unlabelled'
+    assert {of_masks[label.color] for label in camvid if 'LaneMkgs' in label.name} == {'Road'}
+
+
+def test_voc_has_the_colors_of_the_development_kit():
+    """VOClabelcolormap.m spreads the bits of an id over those of red, green and blue, the highest first."""
+    for label in labels.find('voc'):
+        value = 255 if label.ignored else label.id
+        spread = [sum((value >> 3 * bit + channel & 1) << 7 - bit for bit in range(3)) for channel in range(3)]
+        assert label.color == tuple(spread) and label.in_files('id') == [value]
+
+
+def test_tables_for_cityscapes_classes_hold_them():
+    classes = [(label.name, label.color) for label in labels.classes(labels.CITYSCAPES)]
+    for name in ('kitti', 'bdd100k', 'mapillary_to_cityscapes'):
+        assert [(label.name, label.color) for label in labels.classes(labels.find(name))] == classes
+    vistas = labels.ids_in_files(labels.find('mapillary_to_cityscapes'))
+    assert sorted(vistas) == list(range(66))
+    assert labels.find('bdd100k')[-1].in_files('id') == labels.find('idd')[-1].in_files('id') == [255]
+
+
+def test_polygons_of_idd_are_drawn_by_its_names():
+    ids = labels.names_in_files(labels.find('idd'))
+    assert len(ids) == 40 and ids['non-drivable fallback'] == ids['rail track'] == 3 and ids['ego vehicle'] == 26
+
+
+def test_a_name_that_is_no_table_is_refused_with_those_that_are(tmp_path):
+    with pytest.raises(entry.UserError, match='--labels=camvit: no such label table.*camvid, camvid11, ') as failure:
+        labels.find('camvit')
+    assert failure.value.status == entry.MISSING_INPUT
+
+
+@pytest.mark.parametrize(
+    'masks, text',
+    [
+        ([{'id': 8}], 'id in masks 8 stands more than once'),
+        ([{'name': 'car'}], "name in masks 'car' stands more than once"),
+        ([{'id': 300}], 'entry 8 .*id of masks must be a whole number 0..255, not 300'),
+        ([{'color': [1, 2]}], 'entry 8 .*color must be three values'),
+        ([{}], 'entry 8 .*each of masks must be an object with some of id, name and color'),
+        ([{'ids': 8}], 'entry 8 .*each of masks must be an object'),
+        (7, 'entry 8'),
+    ],
+)
+def test_masks_that_cannot_be_meant_are_refused(tmp_path, masks, text):
+    rows = json.loads(labels.to_json(labels.CITYSCAPES))['labels']
+    rows[7]['masks'] = masks
+    (tmp_path / 'classes.json').write_text(json.dumps({'labels': rows}))
+    with pytest.raises(entry.UserError, match=text) as failure:
+        labels.read(tmp_path / 'classes.json')
+    assert failure.value.status == entry.BAD_DATA
