@@ -146,7 +146,8 @@ def _check_masks(notes: list[dict], settings: shards.Settings) -> None:
     if len(pixels) == 1 and len(settings.table) > 1:
         masks = f'the labels hold {next(iter(pixels))} and 255 alone, and 255 is void: {share}.'
         remedy = (
-            'Are these masks that mark a class by 255? Save them with the id that the label table gives that class.'
+            'Are these masks that mark a class by 255? Save them with the id that the label table gives that class, or '
+            'pass --masks_are=colors and a table that gives it the color [255, 255, 255].'
         )
         cityscapes_layout.raise_problems(settings.source, [f'{masks} {remedy}'])
     print(f'Note: 255 is void, since the label table scores all its ids: {share}')

@@ -52,8 +52,8 @@ def describe(used: dict) -> str:
     image_format = 'images as in the source' if used['image_format'] == 'source' else f'{used["image_format"]} images'
     quality = f', quality {used["jpeg_quality"]}' if used['jpeg_quality'] else ''
     size = f'{used["size"][0]}x{used["size"][1]}' if used['size'] else 'original size'
-    masks = used['annotations'] or f'listed masks of {used.get("masks_are") or "ids"}'
-    return f'{image_format}{quality}, {size}, {masks} labels, seed {used["seed"]}'
+    held = f'{used["annotations"]} labels' if used['annotations'] else f'masks of {used["masks_are"] or "grey ids"}'
+    return f'{image_format}{quality}, {size}, {held}, seed {used["seed"]}'
 
 
 if __name__ == '__main__':

@@ -1,6 +1,7 @@
 """Images and masks in any layout give the same records as in Cityscapes's; mistakes are named by file and row."""
 
 import io
+import json
 import os
 import pathlib
 import shutil
@@ -290,6 +291,29 @@ def test_commands_take_the_same_flags(sources, by_list, tmp_path):
     ):
         done = run('verify_tfrecords', data_dir, *flags)
         assert done.returncode == entry.BAD_USAGE and text in done.stderr, done.stderr
+
+
+def test_a_build_goes_on_where_it_stopped(sources, by_list, tmp_path):
+    layout = pair_list.CsvFile(str(sources / 'colors/pairs.csv'))
+    settings = shards.Settings(layout.root, str(tmp_path), TABLE, images.Encoding(), False, 'colors')
+    with pytest.raises(FileNotFoundError):
+        build.build(settings, lambda todo: shards.write_shard(todo[0], settings), layout)
+    written = []
+    build.build(settings, lambda todo: written.extend(shards.write_shard(shard, settings) for shard in todo), layout)
+    assert len(written) == 4 and trees.contents(tmp_path) == trees.contents(by_list)
+    with pytest.raises(entry.UserError, match="differs: masks_are was 'colors', now 'ids'"):
+        build_here(pair_list.CsvFile(str(sources / 'ids/pairs.csv')), tmp_path, masks_are='ids')
+
+
+def test_polygons_are_masks_too(tmp_path):
+    road = {'label': 'road', 'polygon': [[0, 0], [39, 0], [39, 23], [0, 23]]}
+    drawn = json.dumps({'imgHeight': 24, 'imgWidth': 40, 'objects': [road]}).encode()
+    trees.write(tmp_path, 'in/train/1.png', tiny.png(tiny.scene(trees.SIZE, 0)[0]))
+    trees.write(tmp_path, 'gt/train/1.json', drawn)
+    layout = pair_list.Patterns(f'{tmp_path}/in/{{split}}/{{name}}.png', f'{tmp_path}/gt/{{split}}/{{name}}.json')
+    build_here(layout, tmp_path / 'records')
+    assert set(stored(tmp_path / 'records', 'train')['1'][1]) == {7}
+    assert verification.check(tmp_path / 'records', layout, 1)
 
 
 def test_a_changed_mask_is_found(sources, by_list, tmp_path):
