@@ -9,7 +9,7 @@ from etils import epath
 from etils.epath import backend, gpath
 from fsspec.implementations import memory
 
-from data_prep import build_state, cityscapes_layout, images, records, shards, stage_tfrecords, verification
+from data_prep import build_state, cityscapes_layout, images, pair_list, records, shards, stage_tfrecords, verification
 from launch import entry, record_folder
 from tests import trees
 
@@ -144,6 +144,20 @@ def test_remote_records_are_verified_against_a_remote_source(local, bucket):
     path = bucket / 'records' / shard['file']
     rewrite(path, lambda content: content[:200] + bytes([content[200] ^ 1]) + content[201:])
     assert 'c_1: its checksum differs' in verification.verify_shard(task, settings).problems[0]
+
+
+def test_remote_pairs_are_found_by_patterns_and_lists(local, bucket):
+    upload(local / 'source', bucket / 'source')
+
+    def scan(root) -> list[cityscapes_layout.Pair]:
+        of_images, of_masks = '{split}/{name}_leftImg8bit.png', '{split}/{name}_gtFine_labelIds.png'
+        return pair_list.Patterns(f'{root}/leftImg8bit/{of_images}', f'{root}/gtFine/{of_masks}').scan().pairs
+
+    pairs = scan(bucket / 'source')
+    assert pairs == scan(local / 'source') and len(pairs) == 5
+    rows = [f'{pair.image},{pair.label or ""},{pair.split}' for pair in pairs]
+    (bucket / 'source/pairs.csv').write_text('\n'.join(['image,label,split', *rows]))
+    assert pair_list.CsvFile(f'{bucket}/source/pairs.csv').scan().pairs == pairs
 
 
 def test_remote_mistakes_are_named(local, bucket):
