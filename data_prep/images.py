@@ -257,7 +257,7 @@ def encode_label(
     known: set[int],
     size: tuple[int, int] | None,
     image_orientation: int = orientation.UPRIGHT,
-) -> tuple[bytes, np.ndarray]:
+) -> tuple[bytes, np.ndarray, Image.Image]:
     """Checks a label file, or a drawn label image, and brings it to the size in which it is stored.
 
     Args:
@@ -269,7 +269,7 @@ def encode_label(
       image_orientation: of the source image's file, by its EXIF.
 
     Returns:
-      The PNG to store, and int64 [256] its pixels per label id.
+      The PNG to store, int64 [256] its pixels per label id, and the image in it.
 
     Raises:
       ValueError: if the file is damaged, not a label image, of another size than the image, or holds unknown ids.
@@ -286,9 +286,9 @@ def encode_label(
     counts = count_pixels(label)
     check_label_counts(counts, known)
     if size in (None, image_size):
-        return file or _encode_png(label), counts
+        return file or _encode_png(label), counts, label
     label = label.resize(size[::-1], Image.Resampling.NEAREST)
-    return _encode_png(label), count_pixels(label)
+    return _encode_png(label), count_pixels(label), label
 
 
 def size_mismatch(

@@ -3,9 +3,10 @@
 import hashlib
 import json
 
+import numpy as np
 from etils import epath
 
-from data_prep import labels, records
+from data_prep import labels, places, records
 from data_prep.shards import NAME
 from launch import files
 
@@ -31,11 +32,14 @@ def write(
       source: `images` and `sha256` of what the records were made of.
       skipped: a line per pair that was left out.
     """
+    written = [labels.FILE, records.DATASET_INFO, _FEATURES_FILE, *map(records.index_file, splits)]
     files.write_atomically(data_dir / labels.FILE, labels.to_json(table))
     for name, notes in splits.items():
         files.write_atomically(data_dir / records.index_file(name), records.format_index(name, notes))
+        if all('places' in note for note in notes):  # a build that an older version began goes without
+            files.write_atomically(data_dir / places.file_of(name), places.encode(_places(notes)))
+            written.append(places.file_of(name))
     _write_tfds_metadata(data_dir, splits)
-    written = [labels.FILE, records.DATASET_INFO, _FEATURES_FILE, *map(records.index_file, splits)]
     manifest = {
         'version': VERSION,
         'name': NAME,
@@ -74,6 +78,13 @@ def _describe(notes: list[dict], table: labels.Table) -> dict:
             for note in notes
         ],
     }
+
+
+def _places(notes: list[dict]) -> list[np.ndarray]:
+    """The places of each example, of `places.DTYPE`."""
+    return [
+        np.array([(0, *place) for place in of_record], places.DTYPE) for note in notes for of_record in note['places']
+    ]
 
 
 def _write_tfds_metadata(data_dir: epath.Path, splits: dict[str, list[dict]]) -> None:

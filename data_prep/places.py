@@ -32,8 +32,12 @@ def file_of(split: str) -> str:
     return f'places-{split}.npy'
 
 
-def find(label: np.ndarray) -> np.ndarray:
-    """Finds places of each id in a label image, uint8 [h, w].
+def find(label: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Finds places of each id in a label image.
+
+    Args:
+      label: uint8 [h, w].
+      counts: int [256], its pixels per label id.
 
     Returns:
       [places] of DTYPE, of example 0, by id.
@@ -42,7 +46,7 @@ def find(label: np.ndarray) -> np.ndarray:
     step = max(1, len(pixels) // _SAMPLE) | 1  # odd: not all in the same columns
     sample = pixels[::step]
     found = []
-    for id_ in np.flatnonzero(np.bincount(pixels, minlength=256)):
+    for id_ in np.flatnonzero(counts):
         of_id = np.flatnonzero(sample == id_) * step
         if len(of_id) < PER_CLASS * 8:
             of_id = np.flatnonzero(pixels == id_)
@@ -97,7 +101,8 @@ def _look(split: records.Split) -> list[np.ndarray]:
     def of_example(example: int) -> np.ndarray:
         encoded = records.read_example(split, example)['segmentation_label']
         try:
-            return find(png.read_window(encoded, (0, 0, *png.image_size(encoded)), channels=1)[..., 0])
+            label = png.read_window(encoded, (0, 0, *png.image_size(encoded)), channels=1)[..., 0]
+            return find(label, np.bincount(label.reshape(-1), minlength=256))
         except ValueError as error:
             raise entry.UserError(
                 entry.BAD_DATA,

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from data_prep import cityscapes_layout, images, labels, masks, orientation, polygons, source_files, tfrecord
+from data_prep import cityscapes_layout, images, labels, masks, orientation, places, polygons, source_files, tfrecord
 from launch import files, record_folder
 
 NAME = 'cityscapes'  # of the dataset in TFDS
@@ -70,6 +70,7 @@ class Example:
       height, width: of both, pixels.
       labelled: False if the label is void everywhere because there is none.
       counts: int64 [256], pixels per label id.
+      places: of its label ids, see `places.find`.
       converted_from: what the image was, if it had to be made RGB; else None.
       turned: the files whose pixels were turned, by their EXIF orientation.
     """
@@ -80,6 +81,7 @@ class Example:
     width: int
     labelled: bool
     counts: np.ndarray
+    places: np.ndarray
     converted_from: str | None
     turned: list[str]
 
@@ -119,8 +121,10 @@ def encode_pair(pair: cityscapes_layout.Pair, settings: Settings) -> Example:
         image = images.encode_image(image_file, pair.image, settings.encoding)
     turned = [pair.image] if image.orientation != orientation.UPRIGHT else []
     if pair.label is None:
-        label, counts = images.encode_void((image.height, image.width), settings.void[0])
-        return Example(image.encoded, label, image.height, image.width, False, counts, image.converted_from, turned)
+        size = image.height, image.width
+        label, counts = images.encode_void(size, settings.void[0])
+        found = places.find(np.full(size, settings.void[0], np.uint8), counts)
+        return Example(image.encoded, label, *size, False, counts, found, image.converted_from, turned)
     label_file = _read(settings.source, pair.label)
     turned += [pair.label] if orientation.read(label_file) != orientation.UPRIGHT else []
     with _naming(pair.label):
@@ -128,21 +132,24 @@ def encode_pair(pair: cityscapes_layout.Pair, settings: Settings) -> Example:
             label_ids = polygons.draw(label_file, settings.table, settings.void[0])
         else:
             label_ids = masks.to_label_ids(label_file, pair.label, settings.masks_are, settings.table)
-        label, counts = images.encode_label(
+        label, counts, pixels = images.encode_label(
             label_ids, pair.label, image.source_size, settings.known, settings.encoding.size, image.orientation
         )
     # Cityscapes ships label files for its test images that hold nothing but void.
     labelled = pair.split != 'test' or int(counts[settings.void].sum()) < int(counts.sum())
-    return Example(image.encoded, label, image.height, image.width, labelled, counts, image.converted_from, turned)
+    found = places.find(np.asarray(pixels), counts)
+    return Example(
+        image.encoded, label, image.height, image.width, labelled, counts, found, image.converted_from, turned
+    )
 
 
 def write_shard(shard: Shard, settings: Settings) -> int:
     """Writes a shard under a hidden name, leaves a note of what is in it, and renames it.
 
-    The note is a JSON file with `file`, `bytes`, `sha256`, `records` (rows of the index), `class_pixels`, `sources`
-    (the pairs' listing), `problems` (a line per unusable pair; if there are any and they are not to be skipped, the
-    shard itself is not written), `void` (label files without any class), `converted` ([what it was, file]) and `turned`
-    (files).
+    The note is a JSON file with `file`, `bytes`, `sha256`, `records` (rows of the index), `places` (row, column and id
+    of those of each record), `class_pixels`, `sources` (the pairs' listing), `problems` (a line per unusable pair; if
+    there are any and they are not to be skipped, the shard itself is not written), `void` (label files without any
+    class), `converted` ([what it was, file]) and `turned` (files).
 
     Returns:
       The number of its pairs.
@@ -155,7 +162,7 @@ def write_shard(shard: Shard, settings: Settings) -> int:
     part = final.parent / f'.{shard.file}.{os.getpid()}.part'
     digest, at, pixels = hashlib.sha256(), 0, np.zeros(256, np.int64)
     note: dict[str, Any] = {'file': shard.file}
-    note |= {name: [] for name in ('records', 'problems', 'void', 'converted', 'turned')}
+    note |= {name: [] for name in ('records', 'places', 'problems', 'void', 'converted', 'turned')}
     try:
         with files.naming(final), part.open('wb') as file:
             for pair in shard.pairs:
@@ -177,6 +184,7 @@ def write_shard(shard: Shard, settings: Settings) -> int:
                 note['records'].append(
                     [at, length, example.height, example.width, int(example.labelled), pair.image_id]
                 )
+                note['places'].append(example.places[['row', 'column', 'id']].tolist())
                 if pair.split != 'test' and example.counts[settings.void].sum() == example.counts.sum():
                     note['void'].append(pair.label)
                 if example.converted_from:

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from absl import flags
 from etils import epath
 
-from data_prep import records
+from data_prep import places, records
 from launch import entry, files, host
 
 _DATA_DIR = flags.DEFINE_string('data_dir', 'data/cityscapes', 'Record folder to copy.')
@@ -116,7 +116,7 @@ def stage(source: epath.Path, target: pathlib.Path, splits: list[str], leave_fre
         if problems:
             raise entry.UserError(entry.BAD_DATA, '\n'.join(sorted(problems)))
         # Last the files that make it a dataset, so that a folder without all of its shards is none.
-        names = [path.name for path in files.matching(source, '[!.]*.json')]
+        names = [path.name for kind in ('[!.]*.json', places.file_of('*')) for path in files.matching(source, kind)]
         for name in sorted(names, key=lambda name: name == records.DATASET_INFO):
             files.write_atomically(target / name, (source / name).read_bytes())
         if left:

@@ -52,7 +52,7 @@ def test_label_is_checked_alike_with_and_without_the_compiled_part(monkeypatch, 
         monkeypatch.setattr(png, '_png', None)
     label = tiny.scene((24, 40), 0)[1]
     encoded = tiny.png(label)
-    kept, counts = images.encode_label(encoded, 'a.png', (24, 40), set(range(34)), None)
+    kept, counts, _ = images.encode_label(encoded, 'a.png', (24, 40), set(range(34)), None)
     assert kept == encoded and counts.tolist() == np.bincount(label.ravel(), minlength=256).tolist()
     with pytest.raises(ValueError, match='is 40x24, its image 20x12'):
         images.encode_label(encoded, 'a.png', (12, 20), set(range(34)), None)
