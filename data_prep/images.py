@@ -151,7 +151,7 @@ def check_png(encoded: bytes) -> None:
     raise ValueError(f'truncated after {size:,} bytes, probably an interrupted copy. {_COPY}')
 
 
-def decode(encoded: bytes) -> Image.Image:
+def decode(encoded: bytes | memoryview) -> Image.Image:
     """Decodes the whole image. Raises ValueError if the file cannot be decoded to its end."""
     try:
         return png.decode(encoded)
@@ -211,8 +211,8 @@ def as_rgb(image: Image.Image) -> tuple[Image.Image, str | None]:
     raise ValueError(f'is of colour mode {image.mode}, which is not read without doubt. Save it as 8-bit RGB.')
 
 
-def count_pixels(label: Image.Image) -> np.ndarray:
-    """Returns int64 [256]: pixels per label id of a one-channel image.
+def count_pixels(label: np.ndarray | Image.Image) -> np.ndarray:
+    """Returns int64 [256]: pixels per label id of a one-channel image, uint8 [h, w].
 
     Eight pixels at a time, and where the next eight are the same, those are counted with them: in label images most
     are, and a histogram, which waits for its own last addition to the same id, takes four times as long.
@@ -236,32 +236,31 @@ def check_label_counts(counts: np.ndarray, known: set[int]) -> None:
         raise ValueError(f'holds ids that are not in the label table: {shown}. Pass --labels, or mend the file.')
 
 
-def read_label(encoded: bytes) -> Image.Image:
-    """Reads the label ids of an 8-bit grey PNG to its end.
+def read_label(encoded: bytes) -> np.ndarray:
+    """Reads the label ids, uint8 [h, w], of an 8-bit grey PNG to its end.
 
     Raises:
       ValueError: if the file is damaged.
     """
     check_png(encoded)
     try:
-        pixels = png.read_window(encoded, (0, 0, *png.image_size(encoded)), channels=1)
+        return png.read_window(encoded, (0, 0, *png.image_size(encoded)), channels=1)[..., 0]
     except ValueError as error:
         raise ValueError(f'cannot be decoded ({error}). {_COPY}') from error
-    return Image.fromarray(pixels[..., 0])
 
 
 def encode_label(
-    encoded: bytes | Image.Image,
+    encoded: bytes | np.ndarray | Image.Image,
     name: str,
     image_size: tuple[int, int],
     known: set[int],
     size: tuple[int, int] | None,
     image_orientation: int = orientation.UPRIGHT,
-) -> tuple[bytes, np.ndarray, Image.Image]:
-    """Checks a label file, or a drawn label image, and brings it to the size in which it is stored.
+) -> tuple[bytes, np.ndarray, np.ndarray]:
+    """Checks a label file, or label ids, and brings them to the size in which they are stored.
 
     Args:
-      encoded: a one-channel PNG of label ids, or such an image.
+      encoded: a one-channel PNG of label ids, or such an image, uint8 [h, w].
       name: of the file.
       image_size: height and width of the source image, upright, which the label image must have too.
       known: the ids of the label table.
@@ -269,26 +268,27 @@ def encode_label(
       image_orientation: of the source image's file, by its EXIF.
 
     Returns:
-      The PNG to store, int64 [256] its pixels per label id, and the image in it.
+      The PNG to store, int64 [256] its pixels per label id, and uint8 [h, w] these ids.
 
     Raises:
       ValueError: if the file is damaged, not a label image, of another size than the image, or holds unknown ids.
     """
-    if isinstance(encoded, Image.Image):
-        label, file, turned = encoded, None, orientation.UPRIGHT
-    else:
+    turned = orientation.UPRIGHT
+    if isinstance(encoded, bytes):
         check_header(encoded[:HEADER_BYTES], name, is_label=True)
         label, file, turned = read_label(encoded), encoded, orientation.read(encoded)
         if turned != orientation.UPRIGHT:
-            label, file = orientation.turn(label, turned), None
-    if (label.height, label.width) != image_size:
-        raise ValueError(size_mismatch(image_size, (label.height, label.width), image_orientation, turned))
+            label, file = np.asarray(orientation.turn(Image.fromarray(label), turned)), None
+    else:
+        label, file = np.asarray(encoded), None
+    if label.shape != image_size:
+        raise ValueError(size_mismatch(image_size, label.shape, image_orientation, turned))
     counts = count_pixels(label)
     check_label_counts(counts, known)
     if size in (None, image_size):
-        return file or _encode_png(label), counts, label
-    label = label.resize(size[::-1], Image.Resampling.NEAREST)
-    return _encode_png(label), count_pixels(label), label
+        return file or _encode_png(Image.fromarray(label)), counts, label
+    image = Image.fromarray(label).resize(size[::-1], Image.Resampling.NEAREST)
+    return _encode_png(image), count_pixels(image), np.asarray(image)
 
 
 def size_mismatch(

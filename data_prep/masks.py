@@ -9,7 +9,6 @@ A table says what files hold for each class, see `labels.Mask`; without that, it
 import functools
 
 import numpy as np
-from PIL import Image
 
 from data_prep import images, labels
 from launch import entry
@@ -27,7 +26,7 @@ def check_table(table: labels.Table, masks_are: str | None) -> None:
         _id_of_color(table)
 
 
-def to_label_ids(encoded: bytes, name: str, masks_are: str | None, table: labels.Table) -> bytes | Image.Image:
+def to_label_ids(encoded: bytes, name: str, masks_are: str | None, table: labels.Table) -> bytes | np.ndarray:
     """Reads a mask file.
 
     Args:
@@ -38,7 +37,7 @@ def to_label_ids(encoded: bytes, name: str, masks_are: str | None, table: labels
       table: the label table.
 
     Returns:
-      The file itself, if the records may hold it as it is; else a one-channel image of label ids.
+      The file itself, if the records may hold it as it is; else its label ids, uint8 [h, w].
 
     Raises:
       ValueError: if the file is damaged, of another kind, or holds ids or colours that the table does not know.
@@ -47,18 +46,18 @@ def to_label_ids(encoded: bytes, name: str, masks_are: str | None, table: labels
     if masks_are == COLORS:
         images.check_png(encoded)
         rgb, _ = images.as_rgb(images.decode(encoded))
-        return Image.fromarray(_ids_of_pixels(np.asarray(rgb), table))
+        return _ids_of_pixels(np.asarray(rgb), table)
     ids = labels.ids_in_files(table)
     has_palette = encoded[25] == 3
     if not has_palette and all(value == id_ for value, id_ in ids.items()):
         return encoded
     if has_palette:
         images.check_png(encoded)
-        label = Image.fromarray(np.asarray(images.decode(encoded)))
+        label = np.asarray(images.decode(encoded))
     else:
         label = images.read_label(encoded)
     images.check_label_counts(images.count_pixels(label), set(ids))
-    return label.point([ids.get(value, _UNKNOWN) for value in range(256)])
+    return np.array([ids.get(value, _UNKNOWN) for value in range(256)], np.uint8)[label]
 
 
 def _ids_of_pixels(pixels: np.ndarray, table: labels.Table) -> np.ndarray:

@@ -137,7 +137,7 @@ def encode_pair(pair: cityscapes_layout.Pair, settings: Settings) -> Example:
         )
     # Cityscapes ships label files for its test images that hold nothing but void.
     labelled = pair.split != 'test' or int(counts[settings.void].sum()) < int(counts.sum())
-    found = places.find(np.asarray(pixels), counts)
+    found = places.find(pixels, counts)
     return Example(
         image.encoded, label, image.height, image.width, labelled, counts, found, image.converted_from, turned
     )

@@ -189,12 +189,12 @@ def verify_shard(task: Task, settings: shards.Settings) -> Finding:
 def _check_record(data: bytes, row: tuple, task: Task, settings: shards.Settings) -> np.ndarray:
     """int64 [256] pixels per label id; raises ValueError if the record is not what it should be."""
     _, _, height, width, labelled, image_id = row
-    example = tfrecord.parse(data)
+    example = tfrecord.parse_in_place(data)
     missing = sorted(set(records.FEATURES) - set(example))
     if missing:
         raise ValueError(f'has no {", ".join(missing)}')
     if example['image_id'] != image_id.encode():
-        raise ValueError(f'the record says it is {example["image_id"].decode(errors="replace")}')
+        raise ValueError(f'the record says it is {bytes(example["image_id"]).decode(errors="replace")}')
     stored = example['image_left'], example['segmentation_label']
     pair = (task.pairs or {}).get(image_id)
     size, counts = _decode(*stored) if pair is None else _compare(*stored, pair, settings)
@@ -209,7 +209,7 @@ def _check_record(data: bytes, row: tuple, task: Task, settings: shards.Settings
     return counts
 
 
-def _decode(encoded_image: bytes, encoded_label: bytes) -> tuple[tuple[int, int], np.ndarray]:
+def _decode(encoded_image: memoryview, encoded_label: memoryview) -> tuple[tuple[int, int], np.ndarray]:
     """Height and width of both, and int64 [256] pixels per label id; raises ValueError unless they are RGB and grey."""
     image, label = images.decode(encoded_image), images.decode(encoded_label)
     if image.size != label.size:
@@ -220,7 +220,7 @@ def _decode(encoded_image: bytes, encoded_label: bytes) -> tuple[tuple[int, int]
 
 
 def _compare(
-    image: bytes, label: bytes, pair: cityscapes_layout.Pair, settings: shards.Settings
+    image: memoryview, label: memoryview, pair: cityscapes_layout.Pair, settings: shards.Settings
 ) -> tuple[tuple[int, int], np.ndarray]:
     """The same of a record that equals its source, which is checked as it is for a build; raises ValueError if not.
 
@@ -228,11 +228,18 @@ def _compare(
     """
     wanted = shards.encode_pair(pair, settings)
     # Another version of the encoder may have written other bytes of the same pixels.
-    if label != wanted.label and images.decode(label) != images.decode(wanted.label):
+    if not _equal(label, wanted.label) and not np.array_equal(
+        np.asarray(images.decode(label)), np.asarray(images.decode(wanted.label))
+    ):
         raise ValueError(f'its label differs from {pair.label}')
-    if image != wanted.image:
+    if not _equal(image, wanted.image):
         raise ValueError(f'its image differs from {pair.image}')
     return (wanted.height, wanted.width), wanted.counts
+
+
+def _equal(stored: memoryview, wanted: bytes) -> bool:
+    """Says whether the bytes are the same; memoryviews compare them one by one, at a tenth of this speed."""
+    return np.array_equal(np.frombuffer(stored, np.uint8), np.frombuffer(wanted, np.uint8))
 
 
 def _rows_by_file(split: records.Split) -> dict[str, list[tuple]]:
