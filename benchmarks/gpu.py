@@ -3,15 +3,16 @@
     python -m benchmarks.gpu --scale=1,8 --minutes=10
 
 Each cell is a program of its own (see gpu.log in the folder for what it said), on one GPU unless it is about several.
-One that fails is named with its last lines, and the others go on. What matters most comes first: cells that --minutes
-leaves no time for are named too. Where there is no GPU the same cells run in miniature, and limits of speed are not
-judged.
+One that fails is named with its last lines, and the others go on; its exit status is that of the command. What matters
+most comes first: cells that --minutes leaves no time for are named too, and make the status 75. A limit that is missed
+makes it 1. Where there is no GPU the same cells run in miniature, and limits of speed are not judged.
 """
 
 import dataclasses
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import time
@@ -29,7 +30,8 @@ _PARTS = flags.DEFINE_list('parts', list(cells.PARTS), f'What to measure, of {",
 _CITYSCAPES_DIR = flags.DEFINE_string('cityscapes_dir', None, 'Dataset to read; default a synthetic one is drawn.')
 
 _START_SECONDS = 30  # of a cell: imports, compilation
-_LONGEST = 1800  # seconds that a cell may take; one that hangs is stopped then
+_OVERTIME_SECONDS = 120  # that a cell may take beyond --minutes, if it began before; one that hangs is stopped then
+MISSED = 1  # exit status where all cells did their work, and a limit was missed
 _TAIL = 5  # last lines that are shown of a cell that failed
 
 
@@ -134,7 +136,7 @@ def main() -> int:
                 left_out.append(cell.name)
                 continue
             print(f'--- {cell.name}', flush=True)
-            status, said = _run(cell, seconds, gpus)
+            status, said = _run(cell, seconds, gpus, deadline + _OVERTIME_SECONDS - time.monotonic())
             log.write(f'=== {cell.name}: status {status}\n{said}\n')
             log.flush()
             figures = _figures(cell, said)
@@ -158,31 +160,36 @@ def main() -> int:
     print(f'\n{table}\n\nAll figures: {folder / "gpu.json"}')
     if failed:
         return next(iter(failed.values()))['status']
-    return entry.BUG if any(verdict['verdict'] == 'MISSED' for verdict in verdicts) else entry.OK
+    if any(verdict['verdict'] == 'MISSED' for verdict in verdicts):
+        return MISSED
+    return entry.STOPPED if left_out else entry.OK
 
 
-def _run(cell: cells.Cell, seconds: float, gpus: list[str]) -> tuple[int, str]:
-    """Runs a cell's program. Returns its status, as a program may end with it, and all that it said."""
+def _run(cell: cells.Cell, seconds: float, gpus: list[str], longest: float) -> tuple[int, str]:
+    """Runs a cell's program for so many seconds at the longest. Returns its status, as a program may end with it, and
+    all that it said."""
     cell.output.unlink(missing_ok=True)
     cell.output.parent.mkdir(parents=True, exist_ok=True)
     environ = dict(os.environ)
     if gpus:
         environ['CUDA_VISIBLE_DEVICES'] = ','.join(gpus[: cell.devices])
     command = [argument.format(seconds=seconds, steps=max(6, int(10 * seconds))) for argument in cell.command]
-    try:
-        done = subprocess.run(
-            [sys.executable, '-m', *command],
-            env=environ,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors='replace',
-            timeout=_LONGEST,
-        )
-    except subprocess.TimeoutExpired as error:
-        said = (error.output or b'').decode(errors='replace')
-        return entry.PEER_LOST, f'{said}\nstopped: it took more than {_LONGEST} s'
-    return done.returncode if 0 <= done.returncode < 128 else entry.BUG, done.stdout
+    with subprocess.Popen(
+        [sys.executable, '-m', *command],
+        env=environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors='replace',
+        start_new_session=True,
+    ) as process:
+        try:
+            said, _ = process.communicate(timeout=longest)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # what it started, too: workers and data loaders
+            said, _ = process.communicate()
+            return entry.PEER_LOST, f'{said}\nstopped: it took more than {longest:.0f} s'
+    return process.returncode if 0 <= process.returncode < 128 else entry.BUG, said
 
 
 def _figures(cell: cells.Cell, said: str) -> dict | None:
