@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import gc
 import glob
+import importlib.metadata
 import io
 import math
 import os
@@ -150,3 +151,16 @@ def quiet_import() -> Iterator[None]:
             sys.stderr.flush()
             os.dup2(terminal, sys.stderr.fileno())
             os.close(terminal)
+
+
+def versions() -> str:
+    """Returns the versions of what computes, with those of CUDA's packages where they are installed."""
+    import tensorflow as tf
+
+    found = {name: importlib.metadata.version(name) for name in ('tensorflow', 'keras', 'numpy')}
+    for package in ('nvidia-cuda-runtime-cu12', 'nvidia-cudnn-cu12', 'nvidia-nccl-cu12'):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # on hosts without GPUs
+            found[package] = importlib.metadata.version(package)
+    cuda = tf.sysconfig.get_build_info().get('cuda_version')
+    built = f', built for CUDA {cuda}' if cuda else ''
+    return ', '.join(f'{name} {version}' for name, version in found.items()) + built

@@ -6,7 +6,6 @@
 The public functions read the config, and each check that they make takes the values that it compares.
 """
 
-import contextlib
 import dataclasses
 import importlib.metadata
 import importlib.util
@@ -20,7 +19,7 @@ import tensorflow as tf
 from ml_collections import ConfigDict
 
 from data_prep import labels, png, records
-from launch import entry
+from launch import entry, host
 from unet.diagnostics import device_speed
 from unet.distributed import cluster
 from unet.models import build as model_build
@@ -99,17 +98,13 @@ def before_training(
 
 def _versions() -> Check:
     """The code relies on what TensorFlow 2.21 and Keras 3.15 do, private parts included."""
-    found = {name: importlib.metadata.version(name) for name in ('tensorflow', 'keras', 'numpy')}
-    known = tuple(map(int, found['tensorflow'].split('.')[:2])) == (2, 21) and found['keras'].startswith('3.')
-    cuda = tf.sysconfig.get_build_info().get('cuda_version')
-    for package in ('nvidia-cuda-runtime-cu12', 'nvidia-cudnn-cu12', 'nvidia-nccl-cu12'):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # on hosts without GPUs
-            found[package] = importlib.metadata.version(package)
+    tensorflow, keras = (
+        tuple(map(int, importlib.metadata.version(name).split('.')[:2])) for name in ('tensorflow', 'keras')
+    )
     return Check(
         'versions',
-        known and tuple(map(int, found['keras'].split('.')[:2])) >= (3, 15),
-        ', '.join(f'{name} {version}' for name, version in found.items())
-        + (f', built for CUDA {cuda}' if cuda else ''),
+        tensorflow == (2, 21) and (3, 15) <= keras < (4,),
+        host.versions(),
         'TensorFlow 2.21 and Keras 3.15 or later are needed: pip install -c constraints.txt -e .',
     )
 

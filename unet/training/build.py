@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from configs import validation
 from data_prep import labels, png
-from launch import entry
+from launch import entry, host
 from unet.data import build as data_build
 from unet.distributed import process_group
 from unet.models import build as model_build
@@ -228,6 +228,7 @@ def description(
     norm = f'; batch statistics over {pooled} images' if config.model.norm == 'batch' else ''
     epochs = config.num_steps * config.global_batch / train_images
     return (
+        f'{host.versions()}\n'
         f'U-Net of {model.count_params():,} parameters, {config.precision}{tf32}, on {replicas} {devices} '
         f'device(s){hosts}\n'
         f'{config.num_steps:,} steps x {config.global_batch} images ({config.global_batch // replicas} per device'
