@@ -30,7 +30,7 @@ flags.adopt_module_key_flags(config_flag)  # so that --help lists --config
 _DATA_DIR = flags.DEFINE_string('data_dir', None, 'Record folder; required.')
 _ROWS = flags.DEFINE_string('rows', None, 'JSON file of the rows, see above; required.')
 _SEEDS = flags.DEFINE_list('seeds', ['0', '1'], 'Seeds to train each row with.')
-_MINUTES = flags.DEFINE_float('minutes', 30, 'CPU or GPU minutes of a run, all in all.', lower_bound=0.1)
+_MINUTES = flags.DEFINE_float('minutes', 30, 'CPU or GPU minutes of a run, all in all.', lower_bound=0.001)
 _RARE = flags.DEFINE_list('rare', ['fence', 'pole', 'traffic sign', 'bicycle'], 'Classes whose mean IoU is shown too.')
 _FOLDER = flags.DEFINE_string('folder', 'accuracy', 'Where the runs and results.json go.')
 
