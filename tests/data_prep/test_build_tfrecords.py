@@ -11,9 +11,10 @@ import zipfile
 
 import numpy as np
 import pytest
+from etils import epath
 from PIL import Image
 
-from data_prep import cityscapes_layout, images, labels, polygons, records, shards
+from data_prep import cityscapes_layout, images, labels, polygons, records, shards, stage_tfrecords
 from launch import entry, record_folder
 from tests import tiny, trees
 
@@ -326,6 +327,15 @@ def test_a_data_dir_that_can_be_no_folder_is_wrong_usage(tmp_path, name, status)
         assert entry.as_user_error(error).status == status and str(tmp_path / name)[:99] in str(error)
     else:
         raise AssertionError
+
+
+def test_what_tools_leave_behind_does_not_make_a_folder_another_datasets(tmp_path):
+    source = trees.write_tree(tmp_path / 'source', {'train': ['x_1']})
+    for name in ('records/@eaDir/x.png', 'records/Thumbs.db', 'records/.ipynb_checkpoints/x', 'records/._index.json'):
+        trees.write(tmp_path, name, b'x')
+    trees.build_here(source, tmp_path / 'records')
+    assert stage_tfrecords.stage(epath.Path(tmp_path / 'records'), tmp_path / 'copy', [], 0, 1) == (1, 0, 0)
+    assert not {path.name for path in (tmp_path / 'copy').iterdir()} & {'._index.json', 'Thumbs.db', '@eaDir'}
 
 
 def test_unfinished_build_of_other_files_or_flags_is_not_mixed(tmp_path, monkeypatch):
