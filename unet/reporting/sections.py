@@ -295,4 +295,4 @@ def _duration(hours: float) -> str:
     minutes = round(hours * 60)
     if minutes >= 60:
         return f'{minutes // 60} h {minutes % 60} min'
-    return f'{minutes} min' if minutes >= 10 else f'{hours * 3600:.3g} s'
+    return f'{minutes} min' if minutes >= 10 else f'{hours * 3600:.1f} s'
