@@ -147,7 +147,9 @@ class Patterns:
         taken = {mask for key, mask in mask_of.items() if mask != images[key]}
         images = {key: image for key, image in sorted(images.items()) if image not in taken and key[0] in folders}
         if not images and not result.problems:
-            there = f'there is {prefix}{min(files)}, for example' if files else f'{prefix} holds no files'
+            place = f'{_folder(self.images)}/'
+            inside = sorted(path for file in files if (path := f'{prefix}{file}').startswith(place))
+            there = f'there is {inside[0]}, for example' if inside else f'{place} holds no files'
             raise entry.UserError(
                 entry.MISSING_INPUT, f'--images={self.images}: no such file of {", ".join(folders)}; {there}.'
             )
@@ -164,12 +166,13 @@ class Patterns:
                 )
             else:
                 result.pairs.append(Pair(SPLITS[key[0]], _image_id(image), image, mask, 0))
-                if mask:
-                    image_of[mask] = image
-        for key, mask in sorted(masks.items()):
-            if key[0] in ('', *folders) and mask not in taken | set(images.values()):
-                wanted = _renamed(mask, of_masks, of_images)
-                result.problems.append(f'{mask}: no image {wanted}. Copy it there, or remove the mask.')
+                image_of |= {mask: image} if mask else {}
+        known = taken | set(images.values())
+        result.problems += [
+            f'{mask}: no image {_renamed(mask, of_masks, of_images)}. Copy it there, or remove the mask.'
+            for key, mask in sorted(masks.items())
+            if key[0] in ('', *folders) and mask not in known
+        ]
         _finish(self.root, result, masks_are)
         return result
 

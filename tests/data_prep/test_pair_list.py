@@ -244,8 +244,9 @@ def test_patterns(tmp_path, monkeypatch, names, of_images, of_masks, expected):
     for start in ('', f'{tmp_path}/'):
         layout = pair_list.Patterns(start + of_images.removeprefix('./'), start + of_masks)
         if expected is None:
-            with pytest.raises(entry.UserError):
+            with pytest.raises(entry.UserError, match=r'has no \{|there is .*/1.png, for example') as failure:
                 layout.scan()
+            assert failure.value.status in (entry.BAD_USAGE, entry.MISSING_INPUT)
         else:
             found = layout.scan()
             assert not found.problems and len(found.pairs) == 1, found
@@ -253,6 +254,11 @@ def test_patterns(tmp_path, monkeypatch, names, of_images, of_masks, expected):
             assert [os.path.exists(os.path.join(layout.root, name)) for name in found.pairs[0].listing[1:3]] == [
                 True
             ] * 2
+
+
+def test_a_folder_that_is_not_there(tmp_path):
+    with pytest.raises(entry.UserError, match=r'in/\{split\}/.*: no such file of train, val, .*/in/ holds no files'):
+        patterns(tmp_path).scan()
 
 
 def test_one_mask_of_two_images_is_refused(tmp_path):
