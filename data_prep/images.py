@@ -135,7 +135,7 @@ def check_png(encoded: bytes) -> None:
     """Compares a PNG file with its checksums.
 
     Raises:
-      ValueError: unless all chunks are there, up to the file's end, with the right checksums.
+      ValueError: unless all chunks are there, one header and up to the file's end, with the right checksums.
     """
     view, size, at = memoryview(encoded), len(encoded), len(png.SIGNATURE)
     while at + 12 <= size:
@@ -145,6 +145,8 @@ def check_png(encoded: bytes) -> None:
             break
         if isal_zlib.crc32(view[at + 4 : end]) != int.from_bytes(view[end : end + 4]):
             raise ValueError(f'damaged: the checksum of its {kind!r} chunk at byte {at:,} differs. {_COPY}')
+        if kind == b'IHDR' and at > len(png.SIGNATURE):
+            raise ValueError(f'damaged: it has a second header at byte {at:,}. {_COPY}')
         if kind == b'IEND':
             return
         at = end + 4
@@ -173,6 +175,7 @@ def encode_image(encoded: bytes, name: str, encoding: Encoding) -> EncodedImage:
         check_png(encoded)
         is_right = encoded[24:26] == b'\x08\x02' and turned == orientation.UPRIGHT
         if is_right and encoding.image_format != 'jpeg' and encoding.size in (None, size):
+            png.check_ratio(encoded, *size, channels=3)
             return EncodedImage(encoded, *size, size, turned, None)
     image = decode(encoded)
     rgb, converted_from = as_rgb(image)

@@ -164,11 +164,16 @@ def read_window(encoded: bytes | memoryview, window: tuple[int, int, int, int], 
         if whole.shape[:2] != (rows, columns):
             raise ValueError(f'it is {whole.shape[1]}x{whole.shape[0]}, by its header {columns}x{rows}')
         return whole[top : top + height, left : left + width]
-    if (top + height) * (columns * channels + 1) > _LARGEST_RATIO * len(encoded):
-        raise ValueError(f'{len(encoded):,} bytes cannot hold {columns} columns and {top + height} rows')
+    check_ratio(encoded, top + height, columns, channels)
     out = np.empty((height, width, channels), np.uint8)
     _png.read_window(encoded, columns, channels, top, left, out, height, width, *_INFLATE)
     return out
+
+
+def check_ratio(encoded: bytes | memoryview, rows: int, columns: int, channels: int) -> None:
+    """Raises ValueError if a file is too small for that many rows of 8 bits per channel, however well it is packed."""
+    if rows * (columns * channels + 1) > _LARGEST_RATIO * len(encoded):
+        raise ValueError(f'{len(encoded):,} bytes cannot hold {columns} columns and {rows} rows')
 
 
 def _decode_whole(encoded: bytes | memoryview, channels: int) -> np.ndarray:

@@ -41,6 +41,8 @@ def make(seed: int) -> tuple[str, bytes]:
     ways += {'jpg': [damage_segments], 'png': [damage_chunks], 'label.png': [damage_chunks]}.get(suffix, [])
     for _ in range(rng.choice([1, 2, 3], p=[0.7, 0.2, 0.1])):
         content = rng.choice(ways, p=[0.3, 0.7] if len(ways) == 2 else None)(content, rng)
+    if rng.random() < 0.1:
+        content = content[: rng.integers(len(content) + 1)]
     return f'a.{suffix}', content
 
 

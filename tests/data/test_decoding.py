@@ -118,15 +118,18 @@ def tf_interlaced(image: np.ndarray) -> bytes:
     return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + chunk(b'IDAT', zlib.compress(rows)) + chunk(b'IEND', b'')
 
 
+@pytest.mark.parametrize('progressive', [False, True])
 @pytest.mark.parametrize('subsampling', ['4:4:4', '4:2:2', '4:2:0'])
-def test_windows_of_a_jpeg_are_those_of_pillow_and_opencv(subsampling):
+def test_windows_of_a_jpeg_are_those_of_pillow_and_opencv(subsampling, progressive):
     """To their outermost columns, whose colours depend on the next ones where they are stored at half the width."""
     content = io.BytesIO()
-    Image.fromarray(picture(64, 96, 3)).save(content, 'JPEG', quality=90, subsampling=subsampling)
+    options = {'subsampling': subsampling, 'progressive': progressive}
+    Image.fromarray(picture(64, 96, 3)).save(content, 'JPEG', quality=90, **options)
     encoded = content.getvalue()
     whole = np.asarray(Image.open(content))
     np.testing.assert_array_equal(cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)[..., ::-1], whole)
-    for window in [(16, 8, 32, 40), (16, 16, 32, 16), (5, 17, 9, 1), (0, 0, 64, 96), (60, 95, 4, 1), (-3, -2, 70, 100)]:
+    some = [(16, 8, 32, 40), (16, 16, 32, 16), (5, 17, 9, 1), (60, 95, 4, 1), (0, 0, 64, 1)]
+    for window in [*some, *windows(64, 96)]:
         found = decoding.read_window(encoded, window, channels=3, fill=77)
         np.testing.assert_array_equal(found, bordered(whole, window, 77), err_msg=str(window))
 

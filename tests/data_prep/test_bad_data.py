@@ -2,6 +2,7 @@
 
 import io
 import os
+import zlib
 
 import cv2
 import numpy as np
@@ -50,6 +51,14 @@ def flip(at):
     return lambda content: content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
 
 
+def with_rows(rows: int):
+    def change(content):
+        header = content[12:20] + rows.to_bytes(4) + content[24:29]
+        return content[:12] + header + zlib.crc32(header).to_bytes(4) + content[33:]
+
+    return change
+
+
 def sixteen_bits(used: int) -> bytes:
     values = np.random.default_rng(0).integers(0, 1 << used, (HEIGHT, WIDTH, 3), np.uint16)
     return cv2.imencode('.png', values)[1].tobytes()
@@ -71,6 +80,9 @@ BAD = {
     'empty label': (replace(LABEL, b''), LABEL, 'empty (0 bytes)'),
     'zeros': (replace(IMAGE, bytes(4000)), IMAGE, 'zero bytes only'),
     'flipped bit in image': (damage(IMAGE, flip(300)), IMAGE, 'checksum'),
+    'two headers': (damage(IMAGE, lambda content: content[:33] + content[8:]), IMAGE, 'second header at byte 33'),
+    'header of an enormous image': (damage(IMAGE, with_rows(2**31 - 1)), LABEL, 'its image 40x2147483647'),
+    'header of no image': (damage(IMAGE, with_rows(0)), IMAGE, 'has 40x0 pixels'),
     'flipped bit in label': (damage(LABEL, flip(60)), LABEL, 'checksum'),
     'LFS pointer': (replace(IMAGE, b'version https://git-lfs.github.com/spec/v1\noid sha256:0'), IMAGE, 'git lfs pull'),
     'text': (replace(IMAGE, b'<html>Please log in</html>'), IMAGE, 'neither PNG nor JPEG'),

@@ -5,6 +5,7 @@ import pytest
 
 from data_prep import images, png
 from tests import tiny
+from tests.data_prep.test_bad_data import with_rows
 from tests.data_prep.test_png import grey_png
 
 COMPILED = pytest.mark.skipif(not png.is_compiled(), reason='not compiled')
@@ -63,3 +64,6 @@ def test_label_is_checked_alike_with_and_without_the_compiled_part(monkeypatch, 
 def test_header_of_an_enormous_image_is_not_believed():
     with pytest.raises(ValueError, match='cannot be decoded'):
         images.read_label(grey_png(bytes(9), 1 << 30, 1 << 30))
+    image = with_rows(2**31 - 1)(tiny.png(tiny.scene((24, 40), 0)[0]))
+    with pytest.raises(ValueError, match='cannot hold 40 columns and 2147483647 rows'):
+        images.encode_image(image, 'a.png', images.Encoding())

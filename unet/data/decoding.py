@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from data_prep import png
 
+_BESIDE = 8  # columns of a JPEG that are decoded on either side of a window: a block
 ACCURATE = 'INTEGER_ACCURATE'  # of TensorFlow's ways to decode a JPEG, the one with the pixels of Pillow and OpenCV
 
 cv2.setNumThreads(0)  # tf.data decodes as many examples at a time as there are cores
@@ -86,9 +87,9 @@ def _read_jpeg(
     encoded: bytes | memoryview, window: tuple[int, int, int, int], columns: int, channels: int
 ) -> np.ndarray:
     """The window of an image of that many columns, with colours as they are when the whole of it is decoded: where they
-    are stored at half the width, a pixel's depends on the one next to it."""
+    are stored at half the width, a pixel's depends on the next one, and not at all in images of up to four columns."""
     top, left, height, width = window
-    before, after = min(left, 1), min(columns - left - width, 1)
+    before, after = min(left, _BESIDE), min(columns - left - width, _BESIDE)
     wider = (top, left - before, height, before + width + after)
     try:
         with tf.device('CPU'):
