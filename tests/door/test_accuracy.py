@@ -1,10 +1,8 @@
 import json
 import sys
-import types
 
 import pytest
 
-from benchmarks import accuracy
 from launch import entry
 from tests import tiny
 
@@ -21,11 +19,19 @@ def compare(tmp_path, data_dir, rows, *flags):
     return tiny.run([sys.executable, '-m', 'benchmarks.accuracy', *small, *given])
 
 
-def test_a_row_takes_the_steps_that_its_time_allows(tmp_path, monkeypatch):
-    """Start and evaluation take a minute here, a step a tenth of one."""
-    monkeypatch.setattr(accuracy, '_train', lambda workdir, fields, seed, steps: {'minutes': 1 + 0.1 * steps})
-    monkeypatch.setattr(accuracy, '_MINUTES', types.SimpleNamespace(value=30))
-    assert accuracy._steps_within(tmp_path, {}) == 290
+def test_a_row_takes_the_steps_that_its_time_allows():
+    """Start and evaluation take a minute here, a step a tenth of one; and the table has mean and half the range."""
+    code = """
+import pathlib, types
+from benchmarks import accuracy
+accuracy._train = lambda workdir, fields, seed, steps: {'minutes': 1 + 0.1 * steps}
+accuracy._MINUTES = types.SimpleNamespace(value=30)
+assert accuracy._steps_within(pathlib.Path('/tmp'), {}) == 290
+seeds = [dict(miou=score, rare=0.1, least=0.0, images_per_second=4.0, minutes=30.0) for score in (0.30, 0.34)]
+assert accuracy.table({'today': seeds}).splitlines()[-1].startswith('| today | 2 | 32.0 ± 2.0 | 10.0 ± 0.0 |')
+"""
+    done = tiny.run([sys.executable, '-c', code])
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_row_is_trained_once(tmp_path, data_dir):
