@@ -150,7 +150,7 @@ def _check_label(content: bytes, rng: np.random.Generator, outcomes: Outcomes) -
     made = _attempt(outcomes, 'labels', images.encode_label, content, 'a.png', image_size, set(range(256)), size)
     if made is None:
         return
-    encoded, counts = made
+    encoded, counts, _ = made
     label = by_pillow(encoded)
     assert size is not None or (np.asarray(label) == np.asarray(upright)).all()
     assert label.mode == 'L' and counts.sum() == label.width * label.height
