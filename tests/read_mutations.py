@@ -150,12 +150,13 @@ def _check_label(content: bytes, rng: np.random.Generator, outcomes: Outcomes) -
     made = _attempt(outcomes, 'labels', images.encode_label, content, 'a.png', image_size, set(range(256)), size)
     if made is None:
         return
-    encoded, counts, _ = made
+    encoded, counts, ids = made
     label = by_pillow(encoded)
     assert size is not None or (np.asarray(label) == np.asarray(upright)).all()
     assert label.mode == 'L' and counts.sum() == label.width * label.height
     pixels = png.read_window(encoded, (0, 0, label.height, label.width), channels=1)[..., 0]
     np.testing.assert_array_equal(pixels, np.asarray(label))
+    np.testing.assert_array_equal(pixels, ids)
     np.testing.assert_array_equal(counts, np.bincount(pixels.ravel(), minlength=256))
 
 
