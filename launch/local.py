@@ -48,6 +48,7 @@ _STATUS = flags.DEFINE_bool('status', False, 'Print the state of the last launch
 _FOLLOW = flags.DEFINE_bool('follow', False, 'Print the output of the last launch of --workdir as it grows.')
 _CANCEL = flags.DEFINE_bool('cancel', False, 'End the last launch of --workdir; a run saves a checkpoint first.')
 
+_READ_RECORDS = ('unet.main', 'unet.evaluate', 'unet.export')  # whatever their other flags say
 _LOG = 'output.log'  # locked by the launcher as long as it lives
 _ENDED = 'status'  # its exit status
 
@@ -185,14 +186,14 @@ def _check_folders(words: list[str]) -> None:
     given = {name: command.value_of(name, words) for name in ('workdir', 'data_dir')}
     if given['workdir']:
         command.check_folder('workdir', given['workdir'])
-    data_dir = given['data_dir'] or ('data/cityscapes' if module in ('unet.main', 'unet.evaluate') else '')
-    if not data_dir or files.is_remote(data_dir):
+    data_dir = given['data_dir'] or 'data/cityscapes'
+    if files.is_remote(data_dir):
         return
-    if module.startswith('unet.'):
+    if module in _READ_RECORDS:
         config = command.read_config(words) if module in command.WITH_CONFIG else None
         splits = (*config.data.train_splits, config.data.eval_split) if config else ()
         command.check_data(data_dir, splits, _WORKERS.value, data_elsewhere=False)
-    else:
+    elif module.startswith('data_prep.'):
         command.check_folder('data_dir', data_dir)
 
 

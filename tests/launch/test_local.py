@@ -31,6 +31,7 @@ def test_a_dry_run_looks_at_the_folders_and_leaves_what_follows_alone(tmp_path):
         (entry.MISSING_INPUT, [f'--data_dir={tmp_path}/file', '--', config]),
         (entry.MISSING_INPUT, [data, '--', config, '--config.data.eval_split=test']),
         (entry.MISSING_INPUT, ['--module=unet.evaluate', f'--data_dir={tmp_path}/none', '--', '--batch=1']),
+        (entry.OK, ['--module=unet.benchmark', f'--data_dir={tmp_path}/none', '--', config, '--parts=step']),
         (entry.BAD_USAGE, [data, f'--workdir={tmp_path}/file', '--', config]),
         (entry.BAD_USAGE, [data, f'--workdir={tmp_path}/file/run', '--', config]),
         (entry.BAD_USAGE, [build, '--workers=1', f'--data_dir={tmp_path}/file', '--', '--cityscapes_dir=x']),
