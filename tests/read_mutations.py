@@ -51,10 +51,12 @@ def main(_: list[str]) -> None:
     png._MOST_PIXELS = _MOST_PIXELS
     outcomes, failures, warned = collections.Counter(), [], []
     warnings.showwarning = lambda message, *_: warned.append(message)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, open(_AT.value, 'w') if _AT.value else contextlib.nullcontext() as at:
         for seed in range(_FIRST.value, _FIRST.value + _FILES.value):
-            if _AT.value:
-                pathlib.Path(_AT.value).write_text(str(seed))
+            if at:
+                at.seek(0)
+                at.write(f'{seed:>9}')
+                at.flush()
             try:
                 outcomes += check(seed, pathlib.Path(folder), _TENSORFLOW.value)
             except Exception:
@@ -70,6 +72,7 @@ def check(seed: int, folder: pathlib.Path, with_tensorflow: bool) -> Outcomes:
     from data_prep import orientation
 
     rng, outcomes = np.random.default_rng([seed, 1]), collections.Counter()
+    (folder / name).unlink(missing_ok=True)  # a file that is written over is waited for by some file systems
     (folder / name).write_bytes(content)
     if name == 'a.label.png':
         _check_label(content, rng, outcomes)
