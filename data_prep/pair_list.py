@@ -132,7 +132,7 @@ class Patterns:
         of_images, of_masks = (_anchored(pattern).removeprefix(prefix) for pattern in (self.images, self.masks))
         files = set()
         for place in {_folder(pattern) for pattern in (self.images, self.masks)}:
-            below = launch_folders.files_below(place, result.problems)
+            below = launch_folders.files_below(place, result.problems) if epath.Path(place).is_dir() else ()
             files |= {f'{place}/{name}'.removeprefix(prefix) for name in below}
         images, masks = _named(of_images, files, result), _named(of_masks, files, result)
         matching = [re.compile(_expression(pattern), re.DOTALL).fullmatch for pattern in (of_images, of_masks)]

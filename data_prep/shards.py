@@ -70,7 +70,7 @@ class Example:
       height, width: of both, pixels.
       labelled: False if the label is void everywhere because there is none.
       counts: int64 [256], pixels per label id.
-      places: of its label ids, see `places.find`.
+      label_ids: uint8 [h, w].
       converted_from: what the image was, if it had to be made RGB; else None.
       turned: the files whose pixels were turned, by their EXIF orientation.
     """
@@ -81,7 +81,7 @@ class Example:
     width: int
     labelled: bool
     counts: np.ndarray
-    places: np.ndarray
+    label_ids: np.ndarray
     converted_from: str | None
     turned: list[str]
 
@@ -123,8 +123,8 @@ def encode_pair(pair: cityscapes_layout.Pair, settings: Settings) -> Example:
     if pair.label is None:
         size = image.height, image.width
         label, counts = images.encode_void(size, settings.void[0])
-        found = places.find(np.full(size, settings.void[0], np.uint8), counts)
-        return Example(image.encoded, label, *size, False, counts, found, image.converted_from, turned)
+        void = np.broadcast_to(np.uint8(settings.void[0]), size)
+        return Example(image.encoded, label, *size, False, counts, void, image.converted_from, turned)
     label_file = _read(settings.source, pair.label)
     turned += [pair.label] if orientation.read(label_file) != orientation.UPRIGHT else []
     with _naming(pair.label):
@@ -132,15 +132,12 @@ def encode_pair(pair: cityscapes_layout.Pair, settings: Settings) -> Example:
             label_ids = polygons.draw(label_file, settings.table, settings.void[0])
         else:
             label_ids = masks.to_label_ids(label_file, pair.label, settings.masks_are, settings.table)
-        label, counts, pixels = images.encode_label(
+        label, counts, ids = images.encode_label(
             label_ids, pair.label, image.source_size, settings.known, settings.encoding.size, image.orientation
         )
     # Cityscapes ships label files for its test images that hold nothing but void.
     labelled = pair.split != 'test' or int(counts[settings.void].sum()) < int(counts.sum())
-    found = places.find(pixels, counts)
-    return Example(
-        image.encoded, label, image.height, image.width, labelled, counts, found, image.converted_from, turned
-    )
+    return Example(image.encoded, label, image.height, image.width, labelled, counts, ids, image.converted_from, turned)
 
 
 def write_shard(shard: Shard, settings: Settings) -> int:
@@ -184,7 +181,8 @@ def write_shard(shard: Shard, settings: Settings) -> int:
                 note['records'].append(
                     [at, length, example.height, example.width, int(example.labelled), pair.image_id]
                 )
-                note['places'].append(example.places[['row', 'column', 'id']].tolist())
+                found = places.find(example.label_ids, example.counts)
+                note['places'].append(found[['row', 'column', 'id']].tolist())
                 if pair.split != 'test' and example.counts[settings.void].sum() == example.counts.sum():
                     note['void'].append(pair.label)
                 if example.converted_from:
