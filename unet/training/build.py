@@ -90,8 +90,7 @@ def make_replica_step(
         model,
         state,
         losses=make_losses(config, table, class_pixels),
-        auxiliary=config.loss.auxiliary,
-        auxiliary_stride=2 * config.model.stem,
+        heads=[(1.0, 1), (config.loss.auxiliary, 2 * config.model.stem)][: len(model.outputs)],
         class_of_id=tf.constant(model_build.class_of_id(config.labels, table)),
         learning_rate=functools.partial(
             optimizer.learning_rate,

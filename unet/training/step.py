@@ -6,9 +6,8 @@
     metrics = step.read_metrics(taken)  # [10, len(METRICS)]
 
 The order of things makes N replicas equal one: the loss is the sum over a replica's valid pixels divided by the valid
-pixels of the *global* batch, gradients are summed over replicas, and only then tested, unscaled, clipped and applied.
-Whether all of them are finite is read off the summed gradients, so that all replicas decide alike: an overflow on any
-one of them withholds the update on all, by `tf.where` on weights, optimizer slots and batch statistics.
+pixels of the *global* batch, gradients are summed over replicas, and only then tested, unscaled, clipped and applied
+(`gradient_update`).
 """
 
 import functools
@@ -20,15 +19,13 @@ import tensorflow as tf
 
 from unet.distributed import stragglers
 from unet.models import preprocess
-from unet.training import optimizer
+from unet.training import gradient_update
 from unet.training.losses import Denominator, Numerator
 from unet.training.train_state import TrainState
 
 # Of each step; all but the seconds, which are of this process, are the same on all replicas.
 SHARED_METRICS = ('loss', 'gradient_norm', 'learning_rate', 'finite', 'loss_scale', 'stop')
 METRICS = (*SHARED_METRICS, 'seconds_without_data', 'seconds_in_sums')
-
-_GROW_AFTER = 2000  # good steps after which the loss scale of float16 is doubled
 
 # What XLA may compile of a replica's step: all of it as one, or parts between which there are sums over replicas. Of
 # several microbatches the 'gradients' of each are compiled by themselves: in what XLA compiles they would all be in
@@ -40,8 +37,6 @@ COMPILED = ('step', 'inputs', 'gradients', 'loss', 'update')
 Taken = tuple[tf.Tensor, tf.Tensor, tf.Tensor]
 Loss = tuple[float, Numerator, Denominator]  # weight, numerator, denominator
 Gradients = list[tf.Tensor]
-# (weights, gradients, slots, count=, learning_rate=) -> new weights, new slots; see `optimizer.update`
-Update = Callable[..., tuple[list[tf.Tensor], list[list[tf.Tensor]]]]
 
 
 def column(rows: np.ndarray, name: str) -> np.ndarray:
@@ -54,11 +49,10 @@ def make_replica_step(
     state: TrainState,
     *,
     losses: Sequence[Loss],
-    auxiliary: float,
-    auxiliary_stride: int,
+    heads: Sequence[tuple[float, int]],
     class_of_id: tf.Tensor,
     learning_rate: Callable[[tf.Tensor], tf.Tensor],
-    update: Update,
+    update: gradient_update.Rule,
     clip_norm: float,
     ema: float,
     loss_scaling: bool,
@@ -73,8 +67,8 @@ def make_replica_step(
       model: from images in [-1, 1] to logits, of one head or two.
       state: updated in place, as the model is.
       losses: from `losses.make_losses`.
-      auxiliary: weight of the same losses of the model's second head, if it has one ...
-      auxiliary_stride: ... whose logits are for every so many pixels in each direction.
+      heads: of each of the model's outputs the weight of its losses, and that its logits are for one of so many pixels
+        in each direction.
       class_of_id: int32 [256], label id -> class, 255 for ids that do not count.
       learning_rate: of the update that follows so many completed steps (a float scalar).
       update: `optimizer.update` of one optimizer.
@@ -87,74 +81,54 @@ def make_replica_step(
       compiled: of COMPILED.
 
     Returns:
-      A function of a batch (as `input_pipeline.train_batches` yields it) and stop (a float32 scalar, above 0 where this
-      process has been asked to stop) that returns SHARED_METRICS as float32, the same on all replicas; 'stop' is the
-      sum over all of them.
+      A function of a batch (as `input_pipeline.train_batches` yields it) and stop (float32, above 0 where this process
+      has been asked to stop) that returns SHARED_METRICS as float32, the same on all replicas; 'stop' is their sum.
     """
     variables = [variable.value for variable in model.trainable_variables]
     statistics = [variable.value for variable in model.non_trainable_variables]
     dtype = variables[0].dtype
 
-    def all_reduce(tensors):
-        if replicas == 1:
-            return tensors
-        return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, tensors)
-
     def jit(part: str, function: Callable) -> Callable:
         return tf.function(function, jit_compile=True, autograph=False) if part in compiled else function
-
-    def prepare(batch: dict[str, tf.Tensor]) -> tuple[list[list[tf.Tensor]], list[list[tf.Tensor]], tf.Tensor]:
-        """Returns the inputs and the targets of each microbatch, and the losses' denominators on this replica."""
-        inputs = [preprocess.color_jitter(preprocess.normalize(batch['image'], dtype), tf.cast(batch['color'], dtype))]
-        if 'dropout_mask' in batch:
-            inputs.append(tf.cast(batch['dropout_mask'], dtype))
-        classes = tf.gather(class_of_id, tf.cast(batch['label'], tf.int32))
-        targets = _targets(classes, model.compute_output_shape([tensor.shape for tensor in inputs]), auxiliary_stride)
-        totals = tf.stack([total(target, dtype) for target in targets for _, _, total in losses])
-        return split(inputs, microbatches), split(targets, microbatches), totals
-
-    def weighted_loss(heads: list[tf.Tensor], targets: list[tf.Tensor], totals: tf.Tensor) -> tf.Tensor:
-        return _weighted_loss(heads, targets, losses, (1.0, auxiliary), totals)
 
     def microbatch_gradients(inputs, targets, totals, scale) -> tuple[Gradients, tf.Tensor]:
         """Returns the gradients of the scaled loss of some images, and their loss."""
         with tf.GradientTape() as tape:
-            heads = tf.nest.flatten(model(inputs, training=True))
-            loss = jit('loss', weighted_loss)(heads, targets, totals)
+            logits = tf.nest.flatten(model(inputs, training=True))
+            loss = weighted_loss(logits, targets, totals=totals)
             scaled_loss = loss * scale
         return tape.gradient(scaled_loss, variables), loss
 
-    def apply_gradients(gradients, loss, new_statistics, statistics_before) -> tf.Tensor:
-        """Updates model and state by the sum of all replicas' gradients and returns SHARED_METRICS but for 'stop'."""
-        gradients = [gradient / tf.cast(state.scale, dtype) for gradient in gradients] if loss_scaling else gradients
-        finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(tensor)) for tensor in [*gradients, loss]])
-        gradients, norm = optimizer.clip_by_global_norm(gradients, clip_norm)
-        rate = learning_rate(tf.cast(state.step, dtype))
-        count = state.updates + 1
-        new_values, new_slots = update(variables, gradients, state.slots, count=count, learning_rate=rate)
-        _assign_where(finite, variables, new_values)
-        _assign_where(finite, state.ema, _running_means(state.ema, new_values, ema, count) if state.ema else [])
-        for slot, new_slot in zip(state.slots, new_slots, strict=True):
-            _assign_where(finite, slot, new_slot)
-        for variable, new, before in zip(statistics, new_statistics, statistics_before, strict=True):
-            variable.assign(tf.where(finite, new / replicas if average_statistics else new, before))
-        scale = tf.identity(state.scale)
-        if loss_scaling:
-            _adjust_scale(state, finite)
-        _assign_where(finite, [state.updates], [count])
-        state.step.assign_add(1)
-        return tf.stack([tf.cast(x, tf.float32) for x in (loss, norm, rate, finite, scale)])
-
-    prepare = jit('inputs', prepare)
+    weights = [weight for weight, _ in heads]
+    weighted_loss = jit('loss', functools.partial(_weighted_loss, losses=losses, head_weights=weights))
+    prepare = jit(
+        'inputs',
+        functools.partial(
+            _prepare, model=model, losses=losses, heads=heads, class_of_id=class_of_id, microbatches=microbatches
+        ),
+    )
     microbatch_gradients = jit('gradients', microbatch_gradients)
-    apply_gradients = jit('update', apply_gradients)
+    apply_gradients = jit(
+        'update',
+        gradient_update.make_update(
+            variables,
+            statistics,
+            state,
+            learning_rate=learning_rate,
+            update=update,
+            clip_norm=clip_norm,
+            ema=ema,
+            loss_scaling=loss_scaling,
+            statistics_summed_over=replicas if average_statistics else 1,
+        ),
+    )
 
     @tf.autograph.experimental.do_not_convert
     def replica_step(batch: dict[str, tf.Tensor], stop: tf.Tensor) -> tf.Tensor:
         inputs, targets, totals = prepare(batch)
         scale = tf.cast(state.scale, dtype) if loss_scaling else tf.ones([], dtype)
         statistics_before = [tf.identity(variable) for variable in statistics]
-        totals = all_reduce(totals)
+        totals = _all_reduce(totals, replicas)
         totals = tf.where(totals > 0, totals, tf.ones_like(totals))
         gradients, loss = accumulate_gradients(
             lambda inputs, targets: microbatch_gradients(inputs, targets, totals, scale), inputs, targets
@@ -162,7 +136,7 @@ def make_replica_step(
         new_statistics = [tf.identity(variable) for variable in statistics]
         # In one pack: in packs of 1 and 8 MiB two workers of one core each took 1.02 and 1.00 times as long.
         packed = [*gradients, loss, tf.identity(tf.cast(stop, dtype)), *(new_statistics if average_statistics else [])]
-        packed = all_reduce(packed)
+        packed = _all_reduce(packed, replicas)
         gradients, (loss, stop) = packed[: len(variables)], packed[len(variables) : len(variables) + 2]
         if average_statistics:
             new_statistics = packed[len(variables) + 2 :]
@@ -170,6 +144,33 @@ def make_replica_step(
         return tf.concat([row, tf.cast(stop, tf.float32)[None]], 0)
 
     return jit('step', replica_step)
+
+
+def _prepare(
+    batch: dict[str, tf.Tensor],
+    *,
+    model: keras.Model,
+    losses: Sequence[Loss],
+    heads: Sequence[tuple[float, int]],
+    class_of_id: tf.Tensor,
+    microbatches: int,
+) -> tuple[list[list[tf.Tensor]], list[list[tf.Tensor]], tf.Tensor]:
+    """The inputs and the targets of each microbatch, and the losses' denominators on this replica."""
+    dtype = model.inputs[0].dtype
+    inputs = [preprocess.color_jitter(preprocess.normalize(batch['image'], dtype), tf.cast(batch['color'], dtype))]
+    if 'dropout_mask' in batch:
+        inputs.append(tf.cast(batch['dropout_mask'], dtype))
+    classes = tf.gather(class_of_id, tf.cast(batch['label'], tf.int32))
+    targets = _targets(classes, model.compute_output_shape([tensor.shape for tensor in inputs]), heads)
+    totals = tf.stack([total(target, dtype) for target in targets for _, _, total in losses])
+    return split(inputs, microbatches), split(targets, microbatches), totals
+
+
+def _all_reduce(tensors, replicas: int):
+    """The sums of tensors over the replicas."""
+    if replicas == 1:
+        return tensors
+    return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, tensors)
 
 
 def accumulate_gradients(
@@ -202,55 +203,34 @@ def split(tensors: list[tf.Tensor], parts: int) -> list[list[tf.Tensor]]:
 
 
 def _weighted_loss(
-    heads: list[tf.Tensor],
+    outputs: list[tf.Tensor],
     targets: list[tf.Tensor],
     losses: Sequence[Loss],
-    head_weights: tuple[float, float],
+    head_weights: Sequence[float],
     totals: tf.Tensor,
 ) -> tf.Tensor:
     """The sum over heads and losses of weight x numerator / denominator of the global batch."""
     terms = [  # in the order of `totals`: by head, then by loss
         head_weight * weight * numerator(logits, target)
-        for head_weight, logits, target in zip(head_weights[: len(heads)], heads, targets, strict=True)
+        for head_weight, logits, target in zip(head_weights, outputs, targets, strict=True)
         for weight, numerator, _ in losses
     ]
     return tf.reduce_sum(tf.stack(terms) / totals)
 
 
-def _targets(classes: tf.Tensor, outputs: tuple | list[tuple], stride: int) -> list[tf.Tensor]:
-    """The classes [b, h, w] for each of the model's heads: the auxiliary one sees a pixel of every so many."""
+def _targets(classes: tf.Tensor, outputs: tuple | list[tuple], heads: Sequence[tuple[float, int]]) -> list[tf.Tensor]:
+    """The classes [b, h, w] for each of the model's heads."""
     shapes = outputs if isinstance(outputs, list) else [outputs]
-    targets = [central_crop(classes, *shapes[0][1:3])]
-    for _, height, width, _ in shapes[1:]:
-        targets.append(central_crop(classes, stride * height, stride * width)[:, ::stride, ::stride])
-    return targets
+    return [
+        central_crop(classes, stride * height, stride * width)[:, ::stride, ::stride]
+        for (_, height, width, _), (_, stride) in zip(shapes, heads, strict=True)
+    ]
 
 
 def central_crop(target: tf.Tensor, height: int, width: int) -> tf.Tensor:
     """Cuts [b, h, w] down to the size of the model's output, which an unpadded model makes smaller."""
     top, left = (target.shape[1] - height) // 2, (target.shape[2] - width) // 2
     return target[:, top : top + height, left : left + width]
-
-
-def _assign_where(condition: tf.Tensor, variables: Sequence[tf.Variable], values: Sequence[tf.Tensor]) -> None:
-    """Assigns values where the condition holds. A `tf.where` rather than a `tf.cond`: all replicas do the same."""
-    for variable, value in zip(variables, values, strict=True):
-        variable.assign(tf.where(condition, value, variable))
-
-
-def _running_means(means: list[tf.Variable], values: list[tf.Tensor], ema: float, count: tf.Tensor) -> list[tf.Tensor]:
-    """Returns the running means after the update number `count`."""
-    decay = tf.minimum(tf.cast(ema, count.dtype), count / (count + 9))
-    return [decay * mean + (1 - decay) * value for mean, value in zip(means, values, strict=True)]
-
-
-def _adjust_scale(state: TrainState, finite: tf.Tensor) -> None:
-    """Halves the loss scale after an overflow, and doubles it after many steps without one."""
-    good_steps = tf.where(finite, state.good_steps + 1, 0)
-    grow = good_steps >= _GROW_AFTER
-    scale = tf.where(finite, tf.where(grow, state.scale * 2, state.scale), tf.maximum(state.scale / 2, 1.0))
-    state.scale.assign(scale)
-    state.good_steps.assign(tf.where(grow, tf.zeros_like(good_steps), good_steps))
 
 
 def make_train_steps(
