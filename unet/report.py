@@ -5,6 +5,7 @@
 
 Curves, scores per class, confusion matrix, the images that go best and worst and where the model errs, data, config,
 speed and memory. The page opens offline and needs no script. unet.main and unet.evaluate write it when they are done.
+Of several runs those that cannot be read are left out, and named at the end.
 """
 
 import os
@@ -36,18 +37,27 @@ def main() -> None:
         if not os.path.exists(data_dir):
             print(f'no records in {data_dir}: a page without images; pass --data_dir to have them', flush=True)
             data_dir = None
+    with host.quiet_import():
+        from unet.reporting import page, runs
+
+    readable, problems = [], []
+    for workdir in _WORKDIR.value:
+        try:
+            runs.read([workdir], _SPLIT.value)
+            readable.append(workdir)
+        except entry.UserError as error:
+            problems.append(error)
+    if not readable:
+        raise entry.UserError(problems[0].status, '\n'.join(map(str, problems)))
     default = 'report.html' if len(_WORKDIR.value) == 1 else 'comparison.html'
-    output = _OUTPUT.value or os.path.join(_WORKDIR.value[0], default)
+    output = _OUTPUT.value or os.path.join(readable[0], default)
     if _OUTPUT.value:
         output = os.path.join(output, default) if os.path.isdir(output) or output.endswith('/') else output
         os.makedirs(os.path.dirname(os.path.abspath(output)), exist_ok=True)
 
-    with host.quiet_import():
-        from unet.reporting import page
-
-    with progress.show(_IMAGES.value * len(_WORKDIR.value), 'image') as on_progress:
+    with progress.show(_IMAGES.value * len(readable), 'image') as on_progress:
         page.write(
-            _WORKDIR.value,
+            readable,
             output,
             data_dir=data_dir,
             split=_SPLIT.value,
@@ -56,6 +66,8 @@ def main() -> None:
             on_progress=lambda: on_progress(1),
         )
     print(output)
+    if problems:
+        raise entry.UserError(entry.BAD_DATA, '\n'.join(['left out of the page:', *map(str, problems)]))
 
 
 if __name__ == '__main__':

@@ -150,6 +150,18 @@ def test_runs_side_by_side_and_runs_that_are_not_whole(trained, tmp_path):
     page = Page((tmp_path / 'both.html').read_text())
     assert page.tags.count('img') == 2 * (2 + 2 * 2) and 'model.width 64 4 6' in page.text
     assert page.tags.count('polyline') >= 2 * 4
+    (tmp_path / 'damaged').mkdir()
+    (tmp_path / 'damaged/config.json').write_text('{"seed": ')
+    flags = [
+        f'--workdir={tmp_path}/damaged',
+        f'--workdir={trained}/wide',
+        f'--workdir={young}',
+        f'--workdir={tmp_path}/no',
+    ]
+    done = tiny.run([sys.executable, '-m', 'unet.report', *flags, f'--output={tmp_path}/left.html'])
+    assert done.returncode == entry.BAD_DATA and 'Traceback' not in done.stderr
+    assert 'damaged/config.json' in done.stderr and f'{tmp_path}/no' in done.stderr
+    assert {'wide', 'young'} <= set(Page((tmp_path / 'left.html').read_text()).text.split())
 
 
 def test_mistakes_get_one_line_and_a_status(trained, tmp_path):
