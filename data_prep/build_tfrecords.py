@@ -20,6 +20,7 @@ from absl import flags
 from data_prep import build, cityscapes_layout, executors, images, labels, shards, source_flags
 from launch import entry, host
 
+flags.adopt_module_key_flags(source_flags)  # so that --help lists them
 _CITYSCAPES_DIR = flags.DEFINE_string(
     'cityscapes_dir',
     os.environ.get('CITYSCAPES_DATASET', 'dataset'),

@@ -18,6 +18,7 @@ from etils import epath
 from data_prep import cityscapes_layout, executors, records, source_flags, verification
 from launch import entry, host
 
+flags.adopt_module_key_flags(source_flags)  # so that --help lists them
 _DATA_DIR = flags.DEFINE_string('data_dir', 'data/cityscapes', 'Record folder.')
 _CITYSCAPES_DIR = flags.DEFINE_string('cityscapes_dir', None, 'The dataset it was made of, to compare with.')
 _WORKERS = flags.DEFINE_integer('workers', host.cores(), 'Processes, one per core by default.', lower_bound=1)
