@@ -283,9 +283,10 @@ def drop_repeated(result: Scan) -> None:
     for pair in result.pairs:
         places[pair.image_id].append(pair.image)
     result.problems += [
-        f'{found[0]}: {found[1]} has the same stem; image ids must be unique. Rename one.'
+        f'{image}: {found[image == found[0]]} has the same stem; image ids must be unique. Rename one.'
         for found in places.values()
         if len(found) > 1
+        for image in found
     ]
     result.pairs = [pair for pair in result.pairs if len(places[pair.image_id]) == 1]
 

@@ -124,6 +124,20 @@ def classes(table: Table) -> Table:
     return tuple(sorted((label for label in table if not label.ignored), key=lambda label: label.train_id))
 
 
+def difference(one: Table, other: Table) -> str:
+    """Says which id first means something else in another table, by name or train id; '' if none does."""
+    first, second = ({label.id: label for label in table} for table in (one, other))
+
+    def meaning(label: Label | None) -> str:
+        return f'{label.name!r} (train id {label.train_id})' if label else 'nothing'
+
+    for id_ in sorted(first.keys() | second.keys()):
+        meanings = [meaning(table.get(id_)) for table in (first, second)]
+        if meanings[0] != meanings[1]:
+            return f'id {id_} is {meanings[0]}, not {meanings[1]}'
+    return ''
+
+
 def num_ids(table: Table) -> int:
     """Returns one more than the largest label id: the side of a confusion matrix in label ids."""
     return max(label.id for label in table) + 1

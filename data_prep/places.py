@@ -29,7 +29,7 @@ _SAMPLE = 2**15  # pixels among which frequent ids are looked for
 
 def file_of(split: str) -> str:
     """Returns the name of a split's file."""
-    return f'places-{split}.npy'
+    return f'{records.MADE_AGAIN}{split}.npy'
 
 
 def find(label: np.ndarray, counts: np.ndarray) -> np.ndarray:

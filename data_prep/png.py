@@ -18,7 +18,7 @@ from collections.abc import Iterator
 
 import numpy as np
 from isal import isal_zlib
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 try:
     import data_prep._png as _png  # compiled when the package is installed
@@ -96,6 +96,8 @@ def pillow_errors(before: str = '') -> Iterator[None]:
     """
     try:
         yield
+    except UnidentifiedImageError as error:  # which names an address in memory
+        raise ValueError(f'{before}no image of a format that is read, or damaged where it begins') from error
     except Exception as error:
         raise ValueError(before + (' '.join(str(error).split()) or type(error).__name__)) from error
 

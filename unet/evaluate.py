@@ -80,6 +80,7 @@ def main() -> None:
         from unet.training import workdir
 
     config = workdir.read_config(_WORKDIR.value)
+    workdir.check_labels(_WORKDIR.value, records.read_label_table(_DATA_DIR.value), _DATA_DIR.value)
     if _OUTPUT_DIR.value:
         os.makedirs(_OUTPUT_DIR.value, exist_ok=True)
     window = (0, 0)

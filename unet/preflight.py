@@ -99,6 +99,9 @@ def _checks(
                 yield dataclasses.replace(check, name=f'{check.name} on {group.name(rank)}')
     yield _attempt('workdir', f'{workdir} may be written to', lambda: workdir_files.check_writable(workdir))
     yield _attempt('config of the run', 'the same, or new', lambda: workdir_files.compare_config(workdir, config))
+    yield _attempt(
+        'labels of the run', 'the same, or new', lambda: workdir_files.check_labels(workdir, table, _DATA_DIR.value)
+    )
     class_pixels = records.class_pixels(_DATA_DIR.value, config.data.train_splits)
     yield _attempt('losses', 'fit the classes', lambda: training_build.make_losses(config, table, class_pixels))
     if config.init_from:

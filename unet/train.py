@@ -99,6 +99,7 @@ def train_and_evaluate(
             config = _with_found_microbatches(config, workdir, table, joined)
         if joined.is_chief:
             workdir_files.compare_config(workdir, config, accept_change=accept_config_change)
+            workdir_files.check_labels(workdir, table, data_dir)
         joined.group.all_gather(None)  # the workdir is ours
         with strategy.scope():
             model = model_build.build_model(config, table, replicas=replicas)

@@ -202,6 +202,7 @@ def test_links_that_lead_nowhere_and_images_of_other_kinds_are_named(tmp_path):
         (['a.jpg', 'a.jpg.png', 'a.png'], ['a.jpg', 'a.jpg.png', 'a.png']),
         (['drive.mp4', 'drive/000000.png'], ['drive.mp4', 'drive/000000']),
         (['c/drive.mp4', 'c/drive.mkv', 'c/drive.png', 'd/1.png'], ['c/drive.mkv', 'c/drive.mp4', 'c/drive', 'd/1']),
+        (['drive.mp4', 'drive.png', 'drive.mp4.bmp'], ['drive.mp4', 'drive.png', 'drive.mp4.bmp']),
         (['drive.mp4', 'drive/drive.mp4'], ['drive.mp4', 'drive/drive']),
         (['x.jpg', 'x.png/1.jpg'], ['x.jpg', 'x.png/1']),
         (['v.jpg', 'v.png.mp4'], ['v.jpg', 'v.png.mp4']),

@@ -1,5 +1,6 @@
 """From a folder of images and colour masks to the first scores, by the commands of docs/howto.md."""
 
+import dataclasses
 import io
 import json
 import sys
@@ -8,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from data_prep import labels, records
+from launch import entry
 from tests import tiny, trees
 
 
@@ -47,3 +49,22 @@ def test_images_and_masks_of_ones_own_are_trained_on_and_scored(tmp_path):
     assert names == {label.name for label in labels.classes(labels.find('camvid11'))}
     assert list(scores['scores_of_images']) == ['photos/valid/c/1']
     assert not [name for name in scores['scores'] if 'iiou' in name]  # there are no instances
+
+    # The same records, if two of their ids changed places: nothing is scored, trained on or shown by other names.
+    before = (workdir / labels.FILE).read_bytes()
+    one, other, *rest = labels.find('camvid11')
+    swapped = (dataclasses.replace(one, name=other.name), dataclasses.replace(other, name=one.name), *rest)
+    (data_dir / labels.FILE).write_text(labels.to_json(swapped))
+    manifest = data_dir / records.MANIFEST
+    manifest.unlink()  # whose digest would find it
+    train = tiny.train_command(workdir, data_dir, num_steps=4, eval__every_steps=2, global_batch=2)
+    known = [f'--workdir={workdir}', f'--data_dir={data_dir}']
+    for command in (
+        train,
+        [sys.executable, '-m', 'unet.evaluate', *known],
+        [sys.executable, '-m', 'unet.report', *known],
+    ):
+        done = tiny.run(command)
+        assert done.returncode == entry.BAD_DATA, (command, done.stderr)
+        assert f'{workdir}/labels.json: id {one.id} is {one.name!r}' in done.stderr.splitlines()[-1]
+    assert (workdir / labels.FILE).read_bytes() == before

@@ -146,6 +146,9 @@ def _names(files: Iterable[pathlib.Path]) -> dict[str, pathlib.Path]:
             if len(sharing) > 1 or name in others
             for file in sharing
         }
+        if not clashing:  # then a video and an image may still have one name
+            used = collections.Counter(names.values())
+            clashing = {file for file, name in names.items() if used[name] > 1}
         if not clashing:
             return {name: file for file, name in names.items()}
         longer = names | {file: str(file.relative_to(root)) for file in clashing}

@@ -27,6 +27,7 @@ from launch import entry, files
 from unet.inference import options
 from unet.models import build as model_build
 from unet.reporting import gallery, runs, sections
+from unet.training import workdir as workdir_files
 
 FILE = 'report.html'
 
@@ -95,6 +96,8 @@ def write(
     """
     shown = runs.read(workdirs, split)
     data = records.read_split(data_dir, split) if data_dir else None
+    for run in shown if data_dir else ():
+        workdir_files.check_labels(str(run.folder), records.read_label_table(data_dir), data_dir)
     best, worst = _best_and_worst(shown, data, images, count, on_progress)
     content = _template().render(
         runs=shown,

@@ -15,6 +15,7 @@ import sys
 from ml_collections import ConfigDict
 
 from configs import default, validation
+from data_prep import labels
 from launch import entry, files
 from unet.training import checkpoint
 
@@ -69,6 +70,29 @@ def compare_config(workdir: str, config: ConfigDict, *, accept_change: bool = Fa
         )
     if diff:
         print('The config has changed since the run was started:\n' + '\n'.join(diff), flush=True)
+
+
+def check_labels(workdir: str, table: labels.Table, data_dir: str) -> None:
+    """Checks that ids mean in records what they meant to a run, if anything has been learnt in it.
+
+    Args:
+      workdir: the folder of the run.
+      table: the label table of the records.
+      data_dir: their folder.
+
+    Raises:
+      UserError: BAD_DATA, naming the first id that does not.
+    """
+    path = pathlib.Path(workdir, labels.FILE)
+    learnt = any(checkpoint.list_newest_first(path.parent / place) for place in (CHECKPOINTS, BEST))
+    if not path.exists() or not learnt:
+        return
+    if found := labels.difference(labels.read(path), table):
+        raise entry.UserError(
+            entry.BAD_DATA,
+            f'{path}: {found} as by the records in {data_dir}. Pass records with the labels that the run was trained '
+            'on, or another --workdir.',
+        )
 
 
 def write_config(workdir: str, config: ConfigDict) -> None:
