@@ -55,7 +55,7 @@ FIELDS: dict[str, Field] = {
     'model.depth': Field(5, at_least=3, at_most=8),  # levels; the image is halved depth - 1 times
     'model.max_width': Field(0, at_least=0),  # channels that no level has more of; 0: no limit
     # How many times smaller than the image the first level is. 2 quarters the cost of a step and doubles the field of
-    # view; strided convolutions lead there, and logits of each full-size pixel come from the first level's channels.
+    # view; strided convolutions lead there, and the logits are interpolated to full size.
     'model.stem': Field(1, check=validation.stem),
     # At the bottom: 'dilated' convolutions widen the field of view by 12 pixels of that level, or 'none'.
     'model.context': Field('none', choices=('none', 'dilated')),

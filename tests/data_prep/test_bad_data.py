@@ -166,6 +166,14 @@ def test_bad_pairs_are_left_out_and_listed(tmp_path, capfd):
     assert 'Left out 2' in capfd.readouterr().out
 
 
+def test_all_of_one_name_are_left_out_and_listed(tmp_path):
+    source = trees.write_tree(tmp_path / 'source', {'train': ['x_1', 'x_2'], 'val': ['x_1', 'y_1']})
+    trees.build_here(source, tmp_path / 'records', skip_bad=True)
+    skipped = records.read_manifest(tmp_path / 'records')['skipped']
+    assert [line.split(': ')[0].split('/')[1] for line in skipped] == ['train', 'val'], skipped
+    assert records.split_sizes(tmp_path / 'records') == {'train': 1, 'validation': 1}
+
+
 def test_mended_files_are_taken_up_where_the_build_stopped(tmp_path):
     source = trees.write_tree(tmp_path / 'source', {'train': ['x_1', 'x_2', 'x_3', 'x_4']})
     whole = (source / IMAGE).read_bytes()

@@ -88,4 +88,5 @@ def test_a_build_writes_what_a_look_at_its_records_finds(tmp_path):
         built = places.read(split)
         assert places.file_of(name) in records.read_manifest(data_dir)['files']
         (data_dir / places.file_of(name)).unlink()
+        assert not records.check_files(data_dir, records.read_manifest(data_dir))  # it is made again
         np.testing.assert_array_equal(built, places.read(split))

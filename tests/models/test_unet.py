@@ -161,7 +161,7 @@ def test_inference_needs_neither_dropout_nor_the_auxiliary_head():
 
 @pytest.mark.parametrize('stem', [2, 4])
 def test_a_stem_makes_logits_of_full_size_and_cheaper_steps(stem):
-    """Each level is that much smaller; each full-size pixel has logits of its own, in the order of its place."""
+    """Each level is that much smaller, and logits are brought back to full size."""
     plain, stemmed = (
         unet.build_unet(unet.Architecture(5, width=8, depth=3, stem=stem), image_size=(64, 96)) for stem in (1, stem)
     )
@@ -172,12 +172,6 @@ def test_a_stem_makes_logits_of_full_size_and_cheaper_steps(stem):
     costs = [step_cost.estimate(model, slots=2) for model in (plain, stemmed)]
     assert costs[1].step_flops < 1.5 / stem**2 * costs[0].step_flops
     assert costs[1].activation_bytes < 0.5 * costs[0].activation_bytes
-
-
-def test_depth_to_space_is_that_of_tensorflow():
-    x = np.random.default_rng(0).uniform(-1, 1, (2, 3, 5, 16 * 7)).astype(np.float32)
-    np.testing.assert_array_equal(layers.DepthToSpace(4)(x), tf.nn.depth_to_space(x, 4))
-    assert layers.DepthToSpace(4).compute_output_shape((None, None, 5, 112)) == (None, None, 20, 7)
 
 
 def test_no_level_has_more_channels_than_the_limit():

@@ -20,7 +20,9 @@ def pixels(arch: unet.Architecture) -> int:
 
 def _seen_from(arch: unet.Architecture, place: int) -> tuple[int, int]:
     """The first and the last pixel of a row that the logit at a place of it depends on."""
-    first = last = place // arch.stem
+    first = last = place
+    for _ in range(unet.stem_convolutions(arch.stem)):  # the logits are interpolated
+        first, last = (first - 1) // 2, (last + 1) // 2
     for _ in range(arch.depth - 1):  # up: two convolutions after the doubling
         reach = 2 + (arch.up == 'resize')
         first, last = (first - reach) // 2, (last + reach) // 2

@@ -48,27 +48,6 @@ class BilinearDouble(keras.layers.Layer):
         return shape[0], *(side and 2 * side for side in shape[1:3]), shape[3]
 
 
-class DepthToSpace(keras.layers.Layer):
-    """Rearranges the channels of each pixel to a square of pixels, [b, h, w, size**2 * c] -> [b, size*h, size*w, c].
-
-    As tf.nn.depth_to_space, which has no kernel in float64 on GPUs (TensorFlow 2.21).
-    """
-
-    def __init__(self, size: int, **kwargs):
-        super().__init__(**kwargs)
-        self.size = size
-
-    def call(self, x: tf.Tensor) -> tf.Tensor:
-        batch, height, width = tf.unstack(tf.shape(x)[:3])
-        size, channels = self.size, x.shape[3] // self.size**2
-        squares = tf.reshape(x, tf.stack([batch, height, width, size, size, channels]))
-        rows = tf.transpose(squares, [0, 1, 3, 2, 4, 5])
-        return tf.reshape(rows, tf.stack([batch, size * height, size * width, channels]))
-
-    def compute_output_shape(self, shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
-        return shape[0], *(side and self.size * side for side in shape[1:3]), shape[3] // self.size**2
-
-
 @dataclasses.dataclass(frozen=True)  # no layer, so that Keras does not save its models a second time
 class Recomputation:
     """How training computes a `RecomputeBlock`: in two stages.

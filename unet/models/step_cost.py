@@ -187,7 +187,6 @@ def _elements(layer: keras.layers.Layer) -> int:
             | keras.layers.MaxPooling2D()
             | layers.MaxPoolByReshape()
             | layers.BilinearDouble()
-            | layers.DepthToSpace()
             | keras.layers.Concatenate()
             | keras.layers.Add()
         ):

@@ -16,8 +16,7 @@ Level i of `depth` has width * 2**i channels and images stem * 2**i times smalle
 Sources: U-Net, https://arxiv.org/abs/1505.04597 (padding 'valid', skip 'concat', no normalisation is the paper's); FCN,
 https://arxiv.org/abs/1411.4038 (skip 'add'); residual blocks, https://arxiv.org/abs/1512.03385; auxiliary head,
 https://arxiv.org/abs/1409.5185; dropout of whole channels, https://arxiv.org/abs/1411.4280; activation recomputation,
-https://arxiv.org/abs/1604.06174; dilated convolutions, https://arxiv.org/abs/1511.07122; logits of a coarse level
-rearranged to full size (sub-pixel convolution), https://arxiv.org/abs/1609.05158.
+https://arxiv.org/abs/1604.06174; dilated convolutions, https://arxiv.org/abs/1511.07122.
 """
 
 import dataclasses
@@ -281,14 +280,18 @@ def auxiliary_head(x: keras.KerasTensor, arch: Architecture) -> keras.KerasTenso
 
 
 def full_size_logits(x: keras.KerasTensor, arch: Architecture) -> keras.KerasTensor:
-    """Adds the head, a 1x1 convolution: of a stem's coarse pixels it makes logits for each pixel of the image."""
+    """Adds the head, a 1x1 convolution, and brings the logits of a stem's coarse pixels to full size by interpolation.
+
+    Thin things fared better so than with a convolution that makes the logits of each full-size pixel: docs/accuracy.md.
+    """
     x = _logits(x, 'logits', arch)
-    return x if arch.stem == 1 else layers.DepthToSpace(arch.stem, dtype=arch.head_dtype, name='logits_full_size')(x)
+    for number in range(stem_convolutions(arch.stem)):
+        x = layers.BilinearDouble(dtype=arch.head_dtype, name=f'logits_double{number}')(x)
+    return x
 
 
 def _logits(x: keras.KerasTensor, name: str, arch: Architecture) -> keras.KerasTensor:
-    pixels = arch.stem**2 if name == 'logits' else 1
-    return keras.layers.Conv2D(arch.num_classes * pixels, 1, dtype=arch.head_dtype, name=name)(x)
+    return keras.layers.Conv2D(arch.num_classes, 1, dtype=arch.head_dtype, name=name)(x)
 
 
 def _block(build: Callable, inputs: list[keras.KerasTensor], level: int, arch: Architecture) -> keras.KerasTensor:
