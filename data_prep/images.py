@@ -121,13 +121,18 @@ def check_header(head: bytes, name: str, is_label: bool, masks_are: str | None =
             cause += ' It looks like an instanceIds file: use labelIds.'
         elif color_type in (2, 6):
             cause += ' It looks like a colour rendering: use labelIds, or pass --masks_are=colors.'
+        elif depth < 8 and color_type == 0:
+            cause += ' Save it with 8 bits, as label ids.'
         elif color_type == 3:
             cause += (
                 ' Pass --masks_are=ids if its palette indices are label ids, --masks_are=colors if its colours count.'
             )
         raise ValueError(f'is a {kind} PNG. {cause}')
     if not is_label and depth == 16 and color_type != 2:
-        raise ValueError(f'is a {kind} PNG, such as disparity or depth files are. Expected 8-bit RGB.')
+        raise ValueError(
+            f'is a {kind} PNG, such as disparity or depth files are. Expected RGB, or 8-bit grey: save it as that if '
+            'it is a photo.'
+        )
     return height, width
 
 
@@ -232,11 +237,19 @@ def count_pixels(label: np.ndarray | Image.Image) -> np.ndarray:
 def check_label_counts(counts: np.ndarray, known: set[int]) -> None:
     """Raises ValueError if pixels hold ids outside the label table; `counts` is int64 [256]."""
     unknown = sorted(set(np.flatnonzero(counts).tolist()) - known)
+    if unknown == [255] and np.flatnonzero(counts).tolist() == [0, 255]:
+        raise ValueError(
+            'holds 0 and 255 alone: a mask that marks one class by 255? Save it with the ids of a label table, and '
+            'pass that with --labels.'
+        )
     if unknown == [255] and not counts[19:255].any():
         raise ValueError('holds 255 and values up to 18: these are train ids. Use the labelIds files.')
     if unknown:
         shown = ', '.join(map(str, unknown[:8])) + (', ...' if len(unknown) > 8 else '')
-        raise ValueError(f'holds ids that are not in the label table: {shown}. Pass --labels, or mend the file.')
+        raise ValueError(
+            f'holds ids that are not in the label table: {shown}. Pass the table that has them with --labels, or mend '
+            'the file.'
+        )
 
 
 def read_label(encoded: bytes) -> np.ndarray:

@@ -94,6 +94,11 @@ BAD = {
     'palette label': (replace(LABEL, encoded(PICTURE, 'P')), LABEL, '8-bit palette'),
     'colour label': (replace(LABEL, tiny.png(PICTURE)), LABEL, 'colour rendering: use labelIds'),
     'instance file': (replace(LABEL, tiny.png(np.full(trees.SIZE, 26001, np.uint16))), LABEL, 'instanceIds'),
+    'a mask of 255': (
+        replace(LABEL, tiny.png(np.where(TRAIN_IDS == 255, 255, 0).astype(np.uint8))),
+        LABEL,
+        'marks one class by 255',
+    ),
     'train ids': (replace(LABEL, tiny.png(TRAIN_IDS)), LABEL, 'these are train ids'),
     'unknown ids': (replace(LABEL, trees.grey(77)), LABEL, 'not in the label table: 77'),
     'other size': (replace(IMAGE, tiny.png(PICTURE[:9, :9])), LABEL, 'is 40x24, its image 9x9'),
