@@ -121,7 +121,10 @@ def restore_path(path: str, checkpoint: tf.train.Checkpoint) -> None:
     except (tf.errors.OpError, ValueError, AssertionError, IndexError, RuntimeError) as error:
         reason = entry.reason_of(error)
         if isinstance(error, ValueError | AssertionError):
-            reason = f'it is of another model: {reason}'
+            reason = (
+                'it is of another model: config.model or the number of classes is not what it was trained with; '
+                f'{reason.partition(" value=")[0][:200]}'
+            )
         raise entry.UserError(entry.BAD_DATA, f'{path}: cannot be restored ({reason}).') from error
 
 
