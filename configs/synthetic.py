@@ -2,8 +2,8 @@
 
     python -m unet.main --config=configs/synthetic.py --data_dir=data/synthetic
 
-`make demo` runs it. Many small steps on crops, half of them centred on a class drawn evenly, and little augmentation
-are what brings a short run far; the stem makes the steps cheap.
+`make demo` runs it. Many small steps on crops and little augmentation are what brings a short run far; the stem makes
+the steps cheap.
 """
 
 from ml_collections import ConfigDict
@@ -17,7 +17,6 @@ def get_config() -> ConfigDict:
     config.global_batch = 4
     config.data.crop = (96, 192)
     config.data.scale = (0.9, 1.25)
-    config.data.class_uniform = 0.5
     config.data.brightness = 0.05
     config.data.contrast = config.data.saturation = 0.1
     config.data.cache = 'memory'
