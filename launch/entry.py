@@ -291,6 +291,9 @@ def as_user_error(error: BaseException) -> UserError | None:
     if isinstance(error, MemoryError):
         said = f'out of memory ({error})' if str(error) else 'out of memory'
         return UserError(BAD_CONFIG, f'{said}. Work on smaller images or fewer at a time, or take a larger host.')
+    tensorflow = sys.modules.get('tensorflow')
+    if tensorflow is not None and isinstance(error, tensorflow.errors.UnavailableError):  # of a sum or broadcast
+        return UserError(PEER_LOST, f'another worker is gone ({reason_of(error)[:200]}). Run the same command again.')
     found = error if isinstance(error, OSError) else _os_error_of_tensorflow(error)
     if found is None:
         return None
