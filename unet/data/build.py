@@ -13,7 +13,7 @@ from launch import entry
 from unet.data import crops, input_pipeline
 from unet.distributed import cluster
 from unet.models import build as model_build
-from unet.models import preprocess, unet
+from unet.models import preprocess
 
 _iterators: list[
     Iterator
@@ -22,8 +22,8 @@ _iterators: list[
 
 def dropout_channels(config: ConfigDict) -> int:
     """Returns the channels of the dropout mask that each example brings; 0 without dropout."""
-    model = config.model
-    return unet.level_channels(model.width, model.depth - 1, model.max_width) if model.dropout else 0
+    arch = model_build.architecture(config, num_classes=1)
+    return arch.channels(arch.depth - 1) if arch.dropout else 0
 
 
 def color_changes(config: ConfigDict) -> tuple[str, ...]:

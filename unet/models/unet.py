@@ -91,8 +91,9 @@ class Architecture:
     precision: str = 'float32'
 
     def channels(self, level: int) -> int:
-        """Returns the channels of a level, 0 the first."""
-        return level_channels(self.width, level, self.max_width)
+        """Returns the channels of a level, 0 the first: twice those of the one above, up to `max_width`."""
+        channels = self.width * 2**level
+        return min(channels, self.max_width or channels)
 
     @property
     def policy(self) -> str:
@@ -333,11 +334,6 @@ def encoder_levels(model: keras.Model) -> list[layers.RecomputeBlock]:
 def stem_convolutions(stem: int) -> int:
     """Returns how many convolutions of stride 2 make images so many times smaller, a power of two."""
     return stem.bit_length() - 1
-
-
-def level_channels(width: int, level: int, max_width: int = 0) -> int:
-    """Returns the channels of a level, 0 the first: twice as many as the one above, up to a limit (0: none)."""
-    return min(width * 2**level, max_width or width * 2**level)
 
 
 def _skip_margin(level: int, depth: int) -> int:
