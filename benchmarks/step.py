@@ -31,7 +31,7 @@ _STEPS = flags.DEFINE_integer('steps', 4, 'Steps per round.', lower_bound=1)
 _SIDES = flags.DEFINE_list(
     'sides', ['fit', 'bare', 'ours', 'mirrored', 'microbatches', 'recompute'], 'Those to compare.'
 )
-_JIT = flags.DEFINE_list('jit_compile', ['off', 'on'], "'off', 'on' or both.")
+_JIT = flags.DEFINE_list('jit_compile', ['off', 'auto'], "One or more of 'off', 'auto' and 'on'.")
 _UNCOMPILED = flags.DEFINE_list('uncompiled', None, 'The sides that have a turn without XLA; default all.')
 _OUTPUT = flags.DEFINE_string('output', None, 'JSON file for the figures.')
 
@@ -52,7 +52,7 @@ def main() -> None:
     device = 'GPU:0' if tf.config.list_physical_devices('GPU') else 'CPU:0'
     calls = {}
     for jit in _JIT.value:
-        for side in _SIDES.value if jit == 'on' or _UNCOMPILED.value is None else _UNCOMPILED.value:
+        for side in _SIDES.value if jit != 'off' or _UNCOMPILED.value is None else _UNCOMPILED.value:
             own = config.copy_and_resolve_references()
             own.runtime.jit_compile = jit
             own.runtime.recompute = side == 'recompute'
@@ -83,8 +83,9 @@ def main() -> None:
     for one, other in _COMPARED:
         if one in fastest and other in fastest:
             compare(f'{one} / {other}', fastest[one], fastest[other])
-    if {'ours, XLA off', 'ours, XLA on'} <= seconds.keys():
-        compare('XLA off / on', 'ours, XLA off', 'ours, XLA on')
+    for jit in ('auto', 'on'):
+        if {'ours, XLA off', f'ours, XLA {jit}'} <= seconds.keys():
+            compare(f'XLA off / {jit}', 'ours, XLA off', f'ours, XLA {jit}')
     if _OUTPUT.value:
         pathlib.Path(_OUTPUT.value).write_text(json.dumps(figures, indent=1) + '\n')
 
@@ -100,7 +101,7 @@ def _call_of(side: str, config, device: str):
     from unet.models import build as model_build
     from unet.models import preprocess
 
-    steps, compiled = _STEPS.value, config.runtime.jit_compile == 'on'
+    steps, compiled = _STEPS.value, config.runtime.jit_compile != 'off'
     if side == 'fit':
         batch = data_build.noise_batch(config, config.global_batch)
         model = model_build.build_model(config, labels.CITYSCAPES, replicas=1)

@@ -3,8 +3,9 @@
     python -m benchmarks.survey --cores=1
 
 With fewer images, and channels, than the configs have, so that a step takes seconds; precision, depth and crop are
-theirs. With and without XLA take turns. The time that unet.preflight would expect is that of the config as it stands,
-compiled; it is computed just before, from convolutions that it times.
+theirs. Without XLA, with XLA's pieces between the convolutions ('auto') and with the step compiled as a whole ('on')
+take turns. The time that unet.preflight would expect is that of the config as it stands; it is computed just before,
+from convolutions that it times.
 """
 
 import json
@@ -48,7 +49,8 @@ def main() -> None:
     tf.get_logger().setLevel('ERROR')  # it would wonder at so many steps of the same code
     strategy, cases = tf.distribute.get_strategy(), []
     print(f'{host.cores()} core(s), milliseconds per step, medians of {_ROUNDS.value} rounds')
-    print(f'{"":<58}{"XLA off":>10}{"XLA on":>10}{"off / on":>10}{"expected":>10}{"/ on":>8}')
+    titles = ('XLA off', 'auto', 'on', 'off / auto', 'on / auto', 'expected', '/ auto')
+    print(f'{"":<58}' + ''.join(f'{title:>11}' for title in titles))
     for module, changes in _CASES:
         config = module.get_config()
         config.update_from_flattened_dict(changes)
@@ -57,7 +59,7 @@ def main() -> None:
             classes = len(model_build.id_of_class(config.labels, labels.CITYSCAPES))
             expected = checks.expected_step_seconds(config, classes, strategy)
         calls = {}
-        for jit in ('off', 'on'):
+        for jit in ('off', 'auto', 'on'):
             own = config.copy_and_resolve_references()
             own.runtime.jit_compile = jit
             calls[jit] = bare.training_steps(own, strategy, 1)
@@ -72,12 +74,14 @@ def main() -> None:
         case = {
             'config': {'file': module.__name__} | changes,
             'seconds': seconds,
-            'off / on': alternating.ratio(seconds, 'off', 'on'),
+            'off / auto': alternating.ratio(seconds, 'off', 'auto'),
+            'on / auto': alternating.ratio(seconds, 'on', 'auto'),
         }
-        line = f'{name:<58}{1000 * medians["off"]:10.0f}{1000 * medians["on"]:10.0f}{case["off / on"][0]:10.2f}'
+        line = f'{name:<58}' + ''.join(f'{1000 * median:11.0f}' for median in medians.values())
+        line += f'{case["off / auto"][0]:11.2f}{case["on / auto"][0]:11.2f}'
         if expected:
-            case |= {'expected_seconds': expected, 'expected / measured': expected / medians['on']}
-            line += f'{1000 * expected:10.0f}{case["expected / measured"]:8.2f}'
+            case |= {'expected_seconds': expected, 'expected / measured': expected / medians['auto']}
+            line += f'{1000 * expected:11.0f}{case["expected / measured"]:11.2f}'
         cases.append(case)
         print(line, flush=True)
     if _OUTPUT.value:

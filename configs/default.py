@@ -139,8 +139,9 @@ FIELDS: dict[str, Field] = {
     'runtime.deterministic': Field(False),  # bit-identical reruns, at some cost in speed on GPUs
     # GPUs may round what float32 convolutions and products take to 10 bits (TF32): several times as fast.
     'runtime.tf32': Field(True),
-    # XLA. 'auto': for what a step computes between the sums over devices; for predictions on a GPU, and on a CPU in
-    # bfloat16. 'on': for the sums over GPUs too, once unet.preflight --selfcheck has tried that.
+    # XLA. 'auto': on GPUs for predictions and for what a step computes between the sums over devices, on CPUs for what
+    # it computes between convolutions. 'on': on CPUs for these too, on GPUs for the sums, once unet.preflight
+    # --selfcheck has tried that.
     'runtime.jit_compile': Field('auto', choices=('auto', 'on', 'off')),
     # Activation recomputation: compute each level's activations again in the backward pass instead of keeping them:
     # half the memory, a third more time, the same results.

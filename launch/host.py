@@ -75,6 +75,12 @@ def cpu_quota(groups: str = '/proc/self/cgroup', root: str = '/sys/fs/cgroup') -
     return quota
 
 
+def multiplies_bfloat16(cpuinfo: str = '/proc/cpuinfo') -> bool:
+    """Says whether this CPU has instructions that multiply bfloat16 numbers; without them float32 is faster."""
+    found = {word for line in _lines(cpuinfo) for word in line.split()}
+    return not found.isdisjoint({'avx512_bf16', 'amx_bf16', 'bf16', 'svebf16'})
+
+
 def _lines(path: str | pathlib.Path) -> list[str]:
     try:
         return pathlib.Path(path).read_text().splitlines()

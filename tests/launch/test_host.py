@@ -55,3 +55,17 @@ def test_the_quota_of_a_container_counts(tmp_path, groups, files, expected):
 
 def test_there_is_always_a_core():
     assert host.cores() >= 1
+
+
+@pytest.mark.parametrize(
+    ('cpuinfo', 'expected'),
+    [
+        ('processor : 0\nflags : fpu avx2 avx512f avx512_bf16', True),  # x86
+        ('processor : 0\nFeatures : fp asimd bf16 i8mm', True),  # Arm
+        ('processor : 0\nflags : fpu avx2 avx512f avx512_vnni', False),
+        ('', False),
+    ],
+)
+def test_cpus_that_multiply_bfloat16_are_told_by_their_flags(tmp_path, cpuinfo, expected):
+    (tmp_path / 'cpuinfo').write_text(cpuinfo)
+    assert host.multiplies_bfloat16(str(tmp_path / 'cpuinfo')) is expected

@@ -33,6 +33,37 @@ for config.runtime.microbatches in (8, 1):
     assert parts < 0.25 * whole  # 0.14 and 0.15; parts side by side 0.31 and more
 
 
+def test_what_xla_compiles_changes_nothing_that_is_learnt():
+    """Two devices without sums within forward and backward pass: nothing compiled, the pieces between convolutions as
+    on CPUs, and all of it as on GPUs."""
+    code = """
+import json
+from unittest import mock
+from configs import default
+from data_prep import labels
+from unet.diagnostics import selfcheck
+from unet.distributed import cluster
+from unet.models import build as model_build
+strategy, found = cluster.make_strategy(2), {}
+for jit in ('off', 'pieces', 'whole'):
+    config = default.get_config()
+    config.model.depth, config.model.stem, config.model.up, config.model.norm = 3, 2, 'resize', 'group'
+    config = selfcheck.small(config, replicas=2)
+    config.precision, config.runtime.jit_compile = 'float64', 'off' if jit == 'off' else 'auto'
+    with mock.patch.object(model_build, 'jit', return_value=jit):
+        training = selfcheck.Training(config, labels.CITYSCAPES, strategy)
+        for step in range(2):
+            training.take_step(step)
+    found[jit] = [v.value.numpy().ravel().tolist() for v in training.contents.model.trainable_variables]
+print(json.dumps(found))
+"""
+    done = tiny.run([sys.executable, '-c', code])
+    assert done.returncode == 0, done.stderr
+    off, pieces, whole = (np.concatenate(values) for values in json.loads(done.stdout).values())
+    np.testing.assert_allclose(pieces, off, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(whole, off, rtol=0, atol=1e-9)
+
+
 def test_norm_over_each_device():
     """Each device normalises by its own half of the batch, whose running statistics are the mean of both devices'."""
     code = """

@@ -239,13 +239,14 @@ def _memory(cost: step_cost.Cost, *, images: int, available: int) -> Check:
 
 def expected_step_seconds(config: ConfigDict, num_classes: int, strategy: tf.distribute.Strategy) -> float:
     """Estimates how long a step of a config takes, see `device_speed.step_seconds`."""
+    replicas = strategy.num_replicas_in_sync
     return device_speed.step_seconds(
         model_build.build_uninitialized(config, num_classes),
         strategy,
         global_batch=config.global_batch,
         microbatches=config.runtime.microbatches,
-        jit_compile=model_build.jit_compile(config),
-        synchronized=model_build.synchronized(config, strategy.num_replicas_in_sync),
+        jit=model_build.jit(config, replicas),
+        synchronized=model_build.synchronized(config, replicas),
     )
 
 

@@ -7,7 +7,7 @@ from unet.models import unet
 device_speed.matrix_flops('float32')  # FLOP/s of a large matrix product
 model = unet.build_unet(unet.Architecture(19, width=8, depth=3), image_size=(64, 96))
 strategy = tf.distribute.get_strategy()
-device_speed.step_seconds(model, strategy, global_batch=4, microbatches=1, jit_compile=False, synchronized=False)
+device_speed.step_seconds(model, strategy, global_batch=4, microbatches=1, jit='off', synchronized=False)
 """
 
 from collections.abc import Callable
@@ -60,7 +60,7 @@ def step_seconds(
     *,
     global_batch: int,
     microbatches: int,
-    jit_compile: bool,
+    jit: str,
     synchronized: bool,
 ) -> float:
     """Estimates how long a step takes, but for what workers exchange, from convolutions that are timed here.
@@ -70,25 +70,25 @@ def step_seconds(
       strategy: what computes the step.
       global_batch: images of a step.
       microbatches: number of parts that a replica computes its share in; 0 (not known yet) counts as 1.
-      jit_compile: whether XLA compiles the step.
+      jit: what XLA compiles of the step, 'whole', 'pieces' or 'off', see `unet/models/build.py`.
       synchronized: whether normalisation is over all replicas.
     """
     replicas = strategy.num_replicas_in_sync
     images = max(1, global_batch // replicas // max(microbatches, 1))
-    image_seconds = step_cost.step_seconds(model, level_seconds(model, images, jit_compile, synchronized))
+    image_seconds = step_cost.step_seconds(model, level_seconds(model, images, jit, synchronized))
     # The parts that a CPU is split into share its cores; GPUs compute side by side.
     sharing = replicas if _device() == 'GPU' else cluster.rank_and_count(strategy)[1]
     return global_batch / sharing * image_seconds
 
 
-def level_seconds(model: keras.Model, images: int, jit_compile: bool, synchronized: bool) -> list[float]:
+def level_seconds(model: keras.Model, images: int, jit: str, synchronized: bool) -> list[float]:
     """Times a convolution on one device for each level of the model: 3x3, from the level's channels to as many, with
     ReLU and batch normalisation if the model has it, forward and backward.
 
     Args:
       model: for images of one size, see `step_cost.estimate`.
       images: computed at a time.
-      jit_compile: whether XLA compiles it.
+      jit: what XLA compiles of it.
       synchronized: it is normalised as over several replicas, in pieces between which there would be sums.
 
     Returns:
@@ -100,27 +100,25 @@ def level_seconds(model: keras.Model, images: int, jit_compile: bool, synchroniz
     height, width = int(height / shrunk), int(width / shrunk)
     return [
         shrunk**2
-        * _convolution_seconds(
-            block, [images, height // block.stride, width // block.stride], jit_compile, synchronized
-        )
+        * _convolution_seconds(block, [images, height // block.stride, width // block.stride], jit, synchronized)
         for block in unet.encoder_levels(model)
     ]
 
 
-def _convolution_seconds(level: layers.RecomputeBlock, size: list[int], jit_compile: bool, synchronized: bool) -> float:
+def _convolution_seconds(level: layers.RecomputeBlock, size: list[int], jit: str, synchronized: bool) -> float:
     channels, policy = level.part.output.shape[-1], level.dtype_policy
     normalized = any(isinstance(layer, batch_norm.BatchNorm) for layer in level.part.layers)
     activation = None if normalized else 'relu'
     timed = [keras.layers.Conv2D(channels, 3, padding='same', activation=activation, dtype=policy)]
     if normalized:
-        settings = {'relu': True, 'synchronized': synchronized, 'jit_compile': jit_compile}
+        settings = {'relu': True, 'synchronized': synchronized, 'jit_compile': jit == 'pieces'}
         timed.append(batch_norm.BatchNorm(momentum=0.99, dtype=policy, **settings))
     block = keras.Sequential(timed)
     block.build((None, None, None, channels))
     weights = [variable.value for variable in block.trainable_variables]
     images = tf.random.stateless_normal([*size, channels], [0, 0], dtype=block.compute_dtype)
 
-    @tf.function(jit_compile=jit_compile and not synchronized)
+    @tf.function(jit_compile=jit == 'whole')
     def forward_and_backward(images):
         with tf.GradientTape() as tape:
             tape.watch(images)

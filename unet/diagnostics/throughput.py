@@ -170,7 +170,7 @@ def _conditions(
         global_batch=config.global_batch,
         crop=list(config.data.crop),
         precision=config.precision,
-        jit_compile=model_build.jit_compile(config),
+        jit_compile=model_build.jit(config, devices) != 'off',
         step_flops_per_image=cost.step_flops,
         matrix_flops_per_second=sum(group.all_gather(device_speed.matrix_flops(config.precision) * max(gpus, 1))),
         estimated_peak_bytes=step_cost.step_bytes(cost, images),

@@ -57,8 +57,6 @@ def logits(
 def jit_predictions(config: ConfigDict) -> bool:
     """Returns whether XLA compiles predictions, which it does anew for each image size.
 
-    'auto': as the step, but on a CPU only for bfloat16, which is slow there without XLA; else it brings nothing.
+    'auto': on GPUs alone, see `model_build.jit`.
     """
-    if config.runtime.jit_compile == 'auto' and not tf.config.list_physical_devices('GPU'):
-        return config.precision == 'bfloat16'
-    return model_build.jit_compile(config)
+    return model_build.jit(config, replicas=1) == 'whole'

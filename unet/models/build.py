@@ -42,9 +42,8 @@ def architecture(config: ConfigDict, num_classes: int, replicas: int = 1) -> une
         dropout=config.model.dropout > 0,
         auxiliary=config.loss.auxiliary > 0,
         synchronized=synchronized(config, replicas),
-        jit_norm=jit_compile(config),
         recompute=config.runtime.recompute,
-        for_xla=jit_compile(config) and (jit_collectives(config, replicas) or not synchronized(config, replicas)),
+        jit=jit(config, replicas),
         precision=config.precision,
     )
 
@@ -107,13 +106,23 @@ def synchronized(config: ConfigDict, replicas: int) -> bool:
     return replicas > 1 and config.model.norm == 'batch' and config.model.norm_over == 'global_batch'
 
 
-def jit_compile(config: ConfigDict) -> bool:
-    """Returns whether XLA compiles the training step: all of what lies between sums over replicas.
+def jit(config: ConfigDict, replicas: int) -> str:
+    """Returns what XLA compiles of a replica's step.
 
-    In float32 on one CPU the step is then 2 to 24 % faster, on one core between 7 % slower and 18 % faster; in bfloat16
-    five times as fast (`benchmarks.survey`).
+    Returns:
+      'whole': forward and backward pass as one.
+      'pieces': what lies between convolutions, and sums over replicas, each piece by itself. So it is where the passes
+        hold such sums, and, unless asked for otherwise, on a CPU: oneDNN's convolutions take half the time of XLA's
+        there, in bfloat16 a tenth (docs/performance.md). Normalisation without sums stays oneDNN's, too.
+      'off': nothing.
     """
-    return config.runtime.jit_compile != 'off'
+    if config.runtime.jit_compile == 'off':
+        return 'off'
+    on_gpus = bool(tf.config.list_physical_devices('GPU')) and not config.runtime.virtual_devices
+    whole = on_gpus or config.runtime.jit_compile == 'on'
+    if whole and (jit_collectives(config, replicas) or not synchronized(config, replicas)):
+        return 'whole'
+    return 'pieces'
 
 
 def jit_collectives(config: ConfigDict, replicas: int) -> bool:

@@ -33,19 +33,48 @@ class BilinearDouble(keras.layers.Layer):
 
     Each new pixel lies a quarter from its nearest old one. Written as sums of shifted copies, whose gradients XLA
     compiles and are deterministic; those of the resize op are neither (TensorFlow 2.21).
+
+    Args:
+      jit_compile: XLA compiles it, in training.
     """
 
-    def call(self, x: tf.Tensor) -> tf.Tensor:
-        for axis in (1, 2):
-            x = tf.experimental.numpy.swapaxes(x, 1, axis)
-            before, after = tf.concat([x[:, :1], x[:, :-1]], 1), tf.concat([x[:, 1:], x[:, -1:]], 1)
-            batch, size, other, channels = tf.unstack(tf.shape(x))
-            pairs = tf.stack([0.75 * x + 0.25 * before, 0.75 * x + 0.25 * after], 2)
-            x = tf.experimental.numpy.swapaxes(tf.reshape(pairs, [batch, 2 * size, other, channels]), 1, axis)
-        return x
+    def __init__(self, jit_compile: bool = False, **kwargs):
+        super().__init__(**kwargs)
+        self._jit_compile = jit_compile
+
+    def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
+        return _jit_bilinear_double(x) if training and self._jit_compile else _bilinear_double(x)
 
     def compute_output_shape(self, shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         return shape[0], *(side and 2 * side for side in shape[1:3]), shape[3]
+
+
+def _bilinear_double(x: tf.Tensor) -> tf.Tensor:
+    for axis in (1, 2):
+        x = tf.experimental.numpy.swapaxes(x, 1, axis)
+        before, after = tf.concat([x[:, :1], x[:, :-1]], 1), tf.concat([x[:, 1:], x[:, -1:]], 1)
+        batch, size, other, channels = tf.unstack(tf.shape(x))
+        pairs = tf.stack([0.75 * x + 0.25 * before, 0.75 * x + 0.25 * after], 2)
+        x = tf.experimental.numpy.swapaxes(tf.reshape(pairs, [batch, 2 * size, other, channels]), 1, axis)
+    return x
+
+
+_jit_bilinear_double = tf.function(_bilinear_double, jit_compile=True, autograph=False)
+
+
+class GroupNorm(keras.layers.GroupNormalization):
+    """Group normalisation, see Keras.
+
+    Args:
+      jit_compile: XLA compiles it, in training.
+    """
+
+    def __init__(self, *args, jit_compile: bool, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._jit_call = tf.function(super().call, jit_compile=True, autograph=False) if jit_compile else None
+
+    def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
+        return self._jit_call(x) if training and self._jit_call else super().call(x)
 
 
 @dataclasses.dataclass(frozen=True)  # no layer, so that Keras does not save its models a second time

@@ -63,10 +63,11 @@ class Architecture:
         bottom level's output.
       auxiliary: the model has a second output, logits from the second level of the decoder, at its resolution.
       synchronized: batch statistics are taken over all replicas; needs a strategy.
-      jit_norm: XLA compiles what synchronized normalisation does between the sums over the replicas.
       recompute: training recomputes the levels' activations in the backward pass instead of keeping them, all but
         those of the last convolution.
-      for_xla: the ops are those that XLA compiles well; changes rounding, and how equal maxima share a gradient.
+      jit: 'whole': the model is for XLA to compile, so its ops are those that it does well, which changes rounding, and
+        how equal maxima share a gradient; 'pieces': XLA compiles what training computes between convolutions and sums
+        over replicas, each piece by itself; 'off'.
       precision: a key of `POLICIES`.
     """
 
@@ -85,9 +86,8 @@ class Architecture:
     dropout: bool = False
     auxiliary: bool = False
     synchronized: bool = False
-    jit_norm: bool = False
     recompute: bool = False
-    for_xla: bool = False
+    jit: str = 'off'
     precision: str = 'float32'
 
     def channels(self, level: int) -> int:
@@ -138,7 +138,7 @@ def down(x: keras.KerasTensor, level: int, arch: Architecture) -> tuple[keras.Ke
     """Adds a level of the encoder: the stem or, below the first level, 2x2 max pooling, then a `conv_block`, whose
     results it returns; below the last level the context."""
     if level:
-        pool = layers.MaxPoolByReshape if arch.for_xla else keras.layers.MaxPooling2D
+        pool = layers.MaxPoolByReshape if arch.jit == 'whole' else keras.layers.MaxPooling2D
         x = pool(dtype=arch.policy, name=f'pool{level}')(x)
     else:
         x = add_stem(x, arch)
@@ -236,13 +236,13 @@ def add_norm(x: keras.KerasTensor, name: str, arch: Architecture, *, relu: bool 
             arch.norm_momentum,
             relu=relu,
             synchronized=arch.synchronized,
-            jit_compile=arch.jit_norm,
+            jit_compile=arch.jit == 'pieces',
             dtype=arch.policy,
             name=name,
         )(x)
     if arch.norm == 'group':
         groups = math.gcd(_GROUPS, x.shape[-1])
-        return keras.layers.GroupNormalization(groups, dtype=arch.policy, name=name)(x)
+        return layers.GroupNorm(groups, jit_compile=arch.jit == 'pieces', dtype=arch.policy, name=name)(x)
     return x
 
 
@@ -250,7 +250,7 @@ def upsample(x: keras.KerasTensor, channels: int, name: str, arch: Architecture)
     """Doubles height and width, [b, h, w, c] -> [b, 2h, 2w, channels], by a transposed convolution or by interpolation
     and a 1x1 convolution."""
     if arch.up == 'resize':
-        x = layers.BilinearDouble(dtype=arch.policy, name=f'{name}_resize')(x)
+        x = layers.BilinearDouble(arch.jit == 'pieces', dtype=arch.policy, name=f'{name}_resize')(x)
         x = conv(x, channels, 1, f'{name}_up', arch, relu_of_conv(arch))
     else:
         x = keras.layers.Conv2DTranspose(
@@ -287,7 +287,7 @@ def full_size_logits(x: keras.KerasTensor, arch: Architecture) -> keras.KerasTen
     """
     x = _logits(x, 'logits', arch)
     for number in range(stem_convolutions(arch.stem)):
-        x = layers.BilinearDouble(dtype=arch.head_dtype, name=f'logits_double{number}')(x)
+        x = layers.BilinearDouble(arch.jit == 'pieces', dtype=arch.head_dtype, name=f'logits_double{number}')(x)
     return x
 
 

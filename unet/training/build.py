@@ -122,11 +122,14 @@ def make_replica_step(
 
 def compiled_parts(config: ConfigDict, replicas: int) -> tuple[str, ...]:
     """Returns what XLA compiles of a replica's step, of `step.COMPILED`."""
-    if not model_build.jit_compile(config):
+    jit = model_build.jit(config, replicas)
+    if jit == 'off':
         return ()
+    if jit == 'pieces':
+        return ('inputs', 'loss', 'update')
     if config.runtime.microbatches == 1 and (replicas == 1 or model_build.jit_collectives(config, replicas)):
         return ('step',)
-    return ('inputs', 'loss' if model_build.synchronized(config, replicas) else 'gradients', 'update')
+    return ('inputs', 'gradients', 'update')
 
 
 def make_train_steps(
@@ -220,7 +223,11 @@ def description(
     """Returns the few lines with which a run says what is about to happen."""
     devices = 'GPU' if tf.config.list_logical_devices('GPU') else 'CPU'
     hosts = f' of {workers} workers' if workers > 1 else ''
-    tf32 = ' (TF32)' if devices == 'GPU' and config.precision == 'float32' and config.runtime.tf32 else ''
+    how = ''
+    if devices == 'GPU' and config.precision == 'float32' and config.runtime.tf32:
+        how = ' (TF32)'
+    elif devices == 'CPU' and config.precision == 'bfloat16' and not host.multiplies_bfloat16():
+        how = ' (which this CPU has no instructions for: float32 is faster)'
     microbatches = config.runtime.microbatches
     in_microbatches = f', in {microbatches} microbatches' if microbatches > 1 else ''
     pooled = config.global_batch // microbatches
@@ -228,7 +235,7 @@ def description(
     epochs = config.num_steps * config.global_batch / train_images
     return (
         f'{host.versions()}\n'
-        f'U-Net of {model.count_params():,} parameters, {config.precision}{tf32}, on {replicas} {devices} '
+        f'U-Net of {model.count_params():,} parameters, {config.precision}{how}, on {replicas} {devices} '
         f'device(s){hosts}\n'
         f'{config.num_steps:,} steps x {config.global_batch} images ({config.global_batch // replicas} per device'
         f'{in_microbatches}{norm}) = {epochs:.1f} epochs of {train_images:,} images\n'
