@@ -11,7 +11,7 @@ import os
 
 from absl import flags
 
-from launch import entry, host
+from launch import entry, host, xla_cache
 from unet import config_flag
 from unet.distributed import shutdown
 
@@ -27,6 +27,7 @@ def main() -> None:
     host.ignore_broken_pipes()
     config = config_flag.checked()
     workdir = _WORKDIR.value or os.path.join('runs', config_flag.name())
+    xla_cache.use(workdir)
     with shutdown.StopRequest(config.runtime.grace_seconds) as stop:
         with host.quiet_import():
             from unet import train

@@ -13,7 +13,7 @@ import hashlib
 import os
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import tensorflow as tf
@@ -105,9 +105,23 @@ def train_and_evaluate(
             model = model_build.build_model(config, table, replicas=replicas)
             state = training_build.make_train_state(config, model)
         contents = tf.train.Checkpoint(model=model, state=state)
+        train_steps = training_build.make_train_steps(config, model, state, table, strategy, class_pixels)
+        reader = input_pipeline.Reader(train_split)
+
+        def batches_from(step: int) -> Iterator:
+            made = data_build.make_distributed_batches(config, strategy, joined.workers, reader, first_step=step)
+            return data_build.iterate(made)
+
+        expected = joined.group.all_gather(max(_steps_saved(workdir), default=0))[0]
+        batches = None
+        if expected < config.num_steps:
+            batches = batches_from(expected)
+            # Before anything is restored, so that XLA finds what it compiled at the first start, see `xla_cache`.
+            train_steps.get_concrete_function(batches, tf.constant(1), tf.constant(0.0))
         restored = _restore(config, workdir, contents, joined.group)
         start = int(state.step.numpy())
-        train_steps = training_build.make_train_steps(config, model, state, table, strategy, class_pixels)
+        if start != expected:  # the newest checkpoint is damaged
+            batches = batches_from(start)
         if joined.is_chief:  # only now, when it is sure that the run goes on with it
             workdir_files.write_config(workdir, config)
             files.write_atomically(os.path.join(workdir, labels.FILE), labels.to_json(table))
@@ -115,12 +129,6 @@ def train_and_evaluate(
             training_build.description(config, model, len(train_split), len(eval_split), replicas, joined.workers.count)
         )
         print(f'Going on from {restored}' if restored else 'Starting from scratch', flush=True)
-        reader = input_pipeline.Reader(train_split)
-        batches = None
-        if start < config.num_steps:
-            batches = data_build.iterate(
-                data_build.make_distributed_batches(config, strategy, joined.workers, reader, first_step=start)
-            )
         evaluate = _evaluator(config, workdir, contents, eval_split, table, joined, stop)
         writer = None
         if joined.is_chief:
@@ -166,8 +174,7 @@ def _with_found_microbatches(
 ) -> ConfigDict:
     """Returns the config with the microbatches of the run to go on with, as rank 0 reads it, or the fewest that fit."""
     recorded = 0
-    begun = checkpoint.list_newest_first(os.path.join(workdir, workdir_files.CHECKPOINTS))
-    if joined.is_chief and begun and os.path.exists(os.path.join(workdir, workdir_files.CONFIG)):
+    if joined.is_chief and _steps_saved(workdir) and os.path.exists(os.path.join(workdir, workdir_files.CONFIG)):
         recorded = workdir_files.read_config(workdir).runtime.microbatches
     recorded = joined.group.all_gather(recorded)[0]
     if recorded and config.global_batch // joined.replicas % recorded == 0:
@@ -177,6 +184,10 @@ def _with_found_microbatches(
     config = training_build.with_fitting_microbatches(config, table, joined.group, joined.replicas)
     checks.refuse([checks.batch(config, joined.replicas)])
     return config
+
+
+def _steps_saved(workdir: str) -> list[int]:
+    return checkpoint.list_newest_first(os.path.join(workdir, workdir_files.CHECKPOINTS))
 
 
 def _restore(

@@ -103,6 +103,20 @@ def test_microbatches_equal_the_whole_batch(tmp_path, data_dir):
         assert max(np.abs(values[1][n] - values[parts][n]).max() for n in values[1] if n.startswith('model/')) < 1e-9
 
 
+def test_a_second_start_finds_the_compiled_step(tmp_path, data_dir):
+    """What XLA compiled for the first lies in the workdir, sealed; the second start adds predictions alone."""
+    found = []
+    fields = {'num_steps': 3, 'checkpoint__every_steps': 1, 'eval__every_steps': 10, 'runtime__jit_compile': 'on'}
+    for _ in range(2):
+        for file in tmp_path.glob('checkpoints/ckpt-3.*'):  # the second start takes the last step again
+            file.unlink()
+        done = tiny.run(tiny.train_command(tmp_path, data_dir, **fields), TF_XLA_FLAGS='')  # in a new process
+        assert done.returncode == 0, done.stderr
+        (sealed,) = tmp_path.glob('xla_cache/*/sealed.json')
+        found.append(json.loads(sealed.read_text()))
+    assert len(found[0]) >= 1 and found[0] == found[1], found
+
+
 def test_a_run_is_whole(undisturbed):
     workdir, output = undisturbed
     lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]

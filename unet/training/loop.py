@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import tensorflow as tf
 
-from launch import entry
+from launch import entry, xla_cache
 from unet.distributed import cluster, shutdown, stragglers
 from unet.training import checkpoint, metric_writer, schedule, step, trackers, train_log, wall_time
 from unet.training import workdir as workdir_files
@@ -101,10 +101,12 @@ def train(run: Run) -> dict[str, float]:
         saved = done
 
     with profiler, train_log.TrainLog(run.num_steps, start, run.global_batch) as log:
-        for boundary in run.boundaries(start):
+        for number, boundary in enumerate(run.boundaries(start)):
             rows, stopped = _train_until(boundary.step, run, pace, log)
             done = int(state.step.numpy())  # less than at the boundary if asked to stop
             skipped = _check_finite(rows, done, skipped, run.skips_overflows)
+            if chief and number == 1:  # the first steps are done, and no evaluation has compiled what no start finds
+                xla_cache.seal(run.workdir)
             window.extend(rows)
             if boundary.log and done == boundary.step and window:
                 _report(run, done, log, np.stack(window), ranks)
