@@ -77,6 +77,8 @@ def _build_of(
     _print_summary(manifest, converted, time.monotonic() - started)
     where = f'--data_dir={settings.data_dir}'
     print(f'Check: {shlex.join(["python", "-m", "data_prep.verify_tfrecords", where, *layout.flags])}')
+    if 'validation' not in splits:
+        print('Note: no validation split: a run scores the images that it trains on, which says nothing of others.')
     train = ['python', '-m', 'unet.main', *_choose_config(layout.annotations, splits), where]
     print(f'Next:  {shlex.join(train)}', flush=True)
 
@@ -155,12 +157,13 @@ def _check_masks(notes: list[dict], settings: shards.Settings) -> None:
 
 def _choose_config(annotations: str | None, splits: dict[str, list[dict]]) -> list[str]:
     """The flags to train with first: for a dataset in a layout of its own, crops that fit into its images."""
+    scored = [] if 'validation' in splits else ['--config.data.eval_split=train']
     if annotations is not None:
-        return ['--config=configs/cityscapes.py']
+        return ['--config=configs/cityscapes.py', *scored]
     sizes = [record[2:4] for notes in splits.values() for note in notes for record in note['records']]
     smallest = zip((512, 1024), *sizes, strict=True)
     crop = [max(min(sides) // 16 * 16, 16) for sides in smallest]
-    return ['--config=configs/default.py', f'--config.data.crop=({crop[0]},{crop[1]})']
+    return ['--config=configs/default.py', f'--config.data.crop=({crop[0]},{crop[1]})', *scored]
 
 
 def _print_summary(manifest: dict, converted: int, seconds: float) -> None:

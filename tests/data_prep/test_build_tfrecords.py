@@ -417,7 +417,7 @@ def test_own_classes_and_jpeg_sources(tmp_path):
     assert records.read_manifest(tmp_path / 'records')['splits']['train']['class_pixels'] == {'3': 0, '5': 960}
 
 
-def test_coarse_labels_and_polygons(tmp_path):
+def test_coarse_labels_and_polygons(tmp_path, capsys):
     source = trees.write_tree(tmp_path, {'train': ['a_1'], 'train_extra': ['b_1']}, kind='gtCoarse')
     polygon = {'label': 'road', 'polygon': [[0, 0], [39, 0], [39, 23]]}
     drawn = json.dumps({'imgHeight': 24, 'imgWidth': 40, 'objects': [polygon]}).encode()
@@ -438,6 +438,8 @@ def test_coarse_labels_and_polygons(tmp_path):
     expected = polygons.draw(drawn, labels.CITYSCAPES, 0)
     assert (np.asarray(Image.open(io.BytesIO(stored))) == np.asarray(expected)).all() and stored
     assert records.split_sizes(tmp_path / 'records') == {'train': 1, 'train_extra': 1}
+    said = capsys.readouterr().out
+    assert 'Note: no validation split' in said and 'Next:' in said and '--config.data.eval_split=train ' in said
 
 
 def test_shards_hold_about_128_mib_of_source_files():
