@@ -8,6 +8,7 @@ take_steps()
 
 from collections.abc import Callable
 
+import numpy as np
 import tensorflow as tf
 from ml_collections import ConfigDict
 
@@ -18,12 +19,14 @@ from unet.models import build as model_build
 from unet.training import build as training_build
 from unet.training import step as training_step
 
+_CLASS_PIXELS = np.ones(256, np.int64)  # of the noise, for class weights
+
 
 def step_and_batch(config: ConfigDict) -> tuple[Callable, dict[str, tf.Tensor]]:
     """The step of one device on a new model, compiled if the config says so, and a batch of noise."""
     model = model_build.build_model(config, labels.CITYSCAPES, replicas=1)
     state = training_build.make_train_state(config, model)
-    step = tf.function(training_build.make_replica_step(config, model, state, labels.CITYSCAPES, 1, None))
+    step = tf.function(training_build.make_replica_step(config, model, state, labels.CITYSCAPES, 1, _CLASS_PIXELS))
     batch = data_build.noise_batch(config, config.global_batch)
     return step, {name: tf.constant(values) for name, values in batch.items()}
 
@@ -34,7 +37,7 @@ def training_steps(config: ConfigDict, strategy: tf.distribute.Strategy, steps: 
     with strategy.scope():
         model = model_build.build_model(config, labels.CITYSCAPES, replicas=strategy.num_replicas_in_sync)
         state = training_build.make_train_state(config, model)
-    train_steps = training_build.make_train_steps(config, model, state, labels.CITYSCAPES, strategy, None)
+    train_steps = training_build.make_train_steps(config, model, state, labels.CITYSCAPES, strategy, _CLASS_PIXELS)
     batches = data_build.iterate(parts.same_batch_again(config, strategy))
 
     def take_steps():
