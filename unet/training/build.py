@@ -2,7 +2,7 @@
 
 import functools
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import keras
 import numpy as np
@@ -141,7 +141,7 @@ def make_train_steps(
     class_pixels: np.ndarray | None,
     *,
     replicas: int | None = None,
-) -> Callable[[Iterator, tf.Tensor, tf.Tensor], step.Taken]:
+) -> tf.types.experimental.PolymorphicFunction:
     """Makes the function that takes several steps in one call, see `step.make_train_steps`.
 
     With more `replicas` than the strategy has, its one computes as it would among so many, but for the sums over them.

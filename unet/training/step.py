@@ -235,7 +235,7 @@ def central_crop(target: tf.Tensor, height: int, width: int) -> tf.Tensor:
 
 def make_train_steps(
     strategy: tf.distribute.Strategy, replica_step: Callable, *, device: str, deterministic: bool
-) -> Callable:
+) -> tf.types.experimental.PolymorphicFunction:
     """Makes a function that takes several steps in one call, with nothing on the host between them.
 
     Args:
