@@ -47,9 +47,8 @@ def seal(workdir: str) -> None:
     if _FLAG not in os.environ.get('TF_XLA_FLAGS', '') or not folder.is_dir():
         return
     with contextlib.suppress(OSError):
-        sealed = _sealed(folder)
-        if new := {path.name: _digest(path) for path in folder.glob('*.pb') if path.name not in sealed}:
-            files.write_atomically(folder / _SEALED, json.dumps(sealed | new) + '\n')
+        sealed = {path.name: _digest(path) for path in folder.glob('*.pb')}
+        files.write_atomically(folder / _SEALED, json.dumps(sealed) + '\n')
 
 
 def _sealed(folder: pathlib.Path) -> dict[str, str]:

@@ -1,11 +1,19 @@
 import os
 
+import pytest
+
 from launch import xla_cache
+
+
+@pytest.fixture(autouse=True)
+def no_flags(monkeypatch):
+    """What the tests leave in the environment is gone after them."""
+    monkeypatch.setenv('TF_XLA_FLAGS', '')
+    monkeypatch.delenv('TF_XLA_FLAGS')
 
 
 def test_only_sealed_entries_are_kept(tmp_path, monkeypatch):
     """XLA ends the process over one that is cut off, as a host that loses power may leave it."""
-    monkeypatch.delenv('TF_XLA_FLAGS', raising=False)
     xla_cache.use(str(tmp_path))
     folder = os.environ['TF_XLA_FLAGS'].partition('=')[2]
     assert not os.listdir(tmp_path)  # a run that is refused leaves nothing
@@ -21,6 +29,12 @@ def test_only_sealed_entries_are_kept(tmp_path, monkeypatch):
     xla_cache.use(str(tmp_path))
     assert sorted(os.listdir(folder)) == ['sealed.json', 'whole.pb']
     assert os.environ['TF_XLA_FLAGS'].endswith(folder)
+    with open(f'{folder}/cut.pb', 'w') as entry:
+        entry.write('compiled anew')
+    xla_cache.seal(str(tmp_path))
+    monkeypatch.delenv('TF_XLA_FLAGS')
+    xla_cache.use(str(tmp_path))
+    assert sorted(os.listdir(folder)) == ['cut.pb', 'sealed.json', 'whole.pb']
 
 
 def test_what_the_user_has_set_counts(tmp_path, monkeypatch):
@@ -31,8 +45,7 @@ def test_what_the_user_has_set_counts(tmp_path, monkeypatch):
         assert os.environ['TF_XLA_FLAGS'].count('cache_directory') == 1
 
 
-def test_a_workdir_that_cannot_be_written_to_has_no_cache(tmp_path, monkeypatch):
-    monkeypatch.delenv('TF_XLA_FLAGS', raising=False)
+def test_a_workdir_that_cannot_be_written_to_has_no_cache(tmp_path):
     (tmp_path / 'file').touch()
     xla_cache.use(str(tmp_path / 'file'))
     assert 'TF_XLA_FLAGS' not in os.environ
