@@ -22,6 +22,7 @@ from launch import entry
 from unet.distributed import cluster
 
 _FACTOR = 0x9E3779B97F4A7C15 - 2**64  # odd: its multiples modulo 2^64 spread over all bits
+_GROUP_VALUES = 2**22  # that are copied and multiplied at once, 28 bytes each, unless one variable has more
 
 
 def make_check(joined: cluster.Joined, variables: Sequence[tf.Variable]) -> Callable[[int], None]:
@@ -81,10 +82,22 @@ def digest(variables: Sequence[tf.Variable]) -> tf.Tensor:
       variables: of 4 or 8 bytes per value, e.g. float32, float64 or int64.
     """
     total, place = tf.zeros([], tf.int64), 0
-    for variable in variables:
-        bits = tf.reshape(tf.bitcast(variable, tf.int32), [-1])
+    for group in _groups(variables):
+        bits = tf.concat([tf.reshape(tf.bitcast(variable, tf.int32), [-1]) for variable in group], 0)
         size = bits.shape[0]
         factors = tf.bitwise.bitwise_or(tf.range(place, place + size, dtype=tf.int64) * _FACTOR, 1)
         total += tf.reduce_sum(tf.cast(bits, tf.int64) * factors)
         place += size
     return total
+
+
+def _groups(variables: Sequence[tf.Variable]) -> list[list[tf.Variable]]:
+    """Few, since each is traced and optimised on every replica, and small, since their copies are in memory at once."""
+    groups, values = [], _GROUP_VALUES
+    for variable in variables:
+        if values + variable.shape.num_elements() > _GROUP_VALUES:
+            groups.append([])
+            values = 0
+        groups[-1].append(variable)
+        values += variable.shape.num_elements()
+    return groups
