@@ -17,6 +17,8 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
+from unet.distributed import sums
+
 EPSILON = 1e-3
 
 
@@ -119,20 +121,15 @@ def normalize(
     """
     piece = functools.partial(make_piece, relu=relu, jit_compile=jit_compile)
 
-    def all_reduce(sums: tf.Tensor) -> tf.Tensor:
-        if replicas == 1:
-            return sums
-        return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, sums)
-
     @tf.custom_gradient
     def norm(x, gamma, beta):
-        totals = all_reduce(tf.identity(piece(moments)(x, gamma)))
+        totals = sums.over_replicas(piece(moments)(x, gamma), replicas)
         y, *statistics = piece(apply, replicas=replicas, momentum=momentum)(x, gamma, beta, totals, *running)
 
         def gradient(dy, *_):
-            sums = piece(backward_sums, replicas=replicas)(x, dy, totals)
-            # Those of gamma and beta are summed with all others.
-            return piece(backward_apply, replicas=replicas)(x, dy, gamma, totals, sums, all_reduce(tf.identity(sums)))
+            own = piece(backward_sums, replicas=replicas)(x, dy, totals)
+            of_all = sums.over_replicas(own, replicas)
+            return piece(backward_apply, replicas=replicas)(x, dy, gamma, totals, own, of_all)
 
         return (y, *statistics), gradient
 
@@ -208,7 +205,7 @@ def backward_apply(
     dy: tf.Tensor,
     gamma: tf.Tensor,
     totals: tf.Tensor,
-    sums: tf.Tensor,
+    own_sums: tf.Tensor,
     total_sums: tf.Tensor,
     *,
     relu: bool,
@@ -221,4 +218,4 @@ def backward_apply(
     mean_dy, mean_dy_normalized = tf.unstack(total_sums / _pixels(x, replicas, gamma.dtype))
     dx = gamma * inverse_std * (tf.cast(dy, gamma.dtype) - mean_dy - normalized * mean_dy_normalized)
     dx = tf.cast(tf.where(x > 0, dx, 0) if relu else dx, x.dtype)
-    return dx, sums[1], sums[0]
+    return dx, own_sums[1], own_sums[0]  # those of gamma and beta are summed with all others
