@@ -4,8 +4,8 @@ import pytest
 import tensorflow as tf
 
 from configs import default, validation
+from unet.models import batch_norm, layers, step_cost, unet
 from unet.models import build as model_build
-from unet.models import layers, step_cost, unet
 from unet.training import build as training_build
 
 
@@ -144,6 +144,30 @@ def test_the_estimate_counts_the_arithmetic_of_every_convolution():
     multiplied += 4 * 5
     pooled = 3 * (4 / 4 + 8 / 16)
     assert step_cost.estimate(model, slots=2).forward_flops == 16 * 24 * (2 * multiplied + pooled)
+
+
+@pytest.mark.parametrize('jit_compile', [False, True])
+def test_batch_normalisation_in_bfloat16_is_the_formula(jit_compile):
+    """By TensorFlow's op and in compiled pieces: output, gradients and running statistics."""
+    rng = np.random.default_rng(0)
+    x, dy = (tf.constant(rng.normal(1, 2, [2, 6, 10, 3]), tf.bfloat16) for _ in range(2))
+    norm = batch_norm.BatchNorm(0.5, relu=True, jit_compile=jit_compile, dtype='mixed_bfloat16')
+    norm.build(x.shape)
+    norm.gamma.assign([0.5, 1.0, 2.0])
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = norm(x, training=True)
+    gradients = tape.gradient(y, [x, norm.gamma.value, norm.beta.value], dy)
+    with tf.GradientTape() as tape:
+        exact, gamma, beta = tf.cast(x, tf.float64), tf.cast(norm.gamma.value, tf.float64), tf.zeros([3], tf.float64)
+        tape.watch([exact, gamma, beta])
+        mean, variance = tf.nn.moments(tf.nn.relu(exact), [0, 1, 2])
+        expected = (tf.nn.relu(exact) - mean) * tf.math.rsqrt(variance + batch_norm.EPSILON) * gamma + beta
+    expected_gradients = tape.gradient(expected, [exact, gamma, beta], tf.cast(dy, tf.float64))
+    for got, wanted in zip([y, *gradients], [expected, *expected_gradients], strict=True):
+        np.testing.assert_allclose(tf.cast(got, tf.float64), wanted, rtol=0.02, atol=0.02)
+    np.testing.assert_allclose(norm.moving_mean, 0.5 * mean, rtol=1e-4)
+    np.testing.assert_allclose(norm.moving_variance, 0.5 + 0.5 * variance, rtol=1e-4)
 
 
 def test_doubling_is_bilinear_interpolation():

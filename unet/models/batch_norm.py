@@ -1,8 +1,9 @@
 """Batch normalisation over the global batch.
 
-Keras's layer computes the same from many full-size intermediates (a third of the U-Net's step on a CPU); this one uses
-TensorFlow's fused op on one replica. On several, what lies between the sums over the replicas is four pieces without
-intermediates, the ReLU before the normalisation among them: together they read and write 8 times what the input holds.
+Keras's layer computes the same from many full-size intermediates (a third of the U-Net's step on a CPU). Here they are
+four pieces without intermediates, between which lie the sums over the replicas, with the ReLU before the normalisation
+among them: together they read and write 8 times what the input holds. One replica takes TensorFlow's fused op instead,
+unless XLA compiles the pieces for bfloat16, in which they are faster.
 
     import tensorflow as tf
     from unet.models import batch_norm
@@ -35,7 +36,7 @@ class BatchNorm(keras.layers.Layer):
       momentum: of the running statistics.
       relu: what is normalised is the input's ReLU.
       synchronized: the batch is that of all replicas, which must hold equally many pixels, not the replica's own.
-      jit_compile: XLA compiles what a synchronized layer does between the sums over the replicas.
+      jit_compile: XLA compiles the pieces.
     """
 
     def __init__(
@@ -64,7 +65,8 @@ class BatchNorm(keras.layers.Layer):
             scale, shift = self.scale_and_shift()
             return tf.cast(_widened(x, scale.dtype, self._relu) * scale + shift, x.dtype)
         running = [tf.convert_to_tensor(moving.value) for moving in (self.moving_mean, self.moving_variance)]
-        if self._synchronized or x.dtype == tf.float64:  # which the fused op does not know
+        in_pieces = self._synchronized or (self._jit_compile and x.dtype == tf.bfloat16)
+        if in_pieces or x.dtype == tf.float64:  # which the fused op does not know
             y, running = normalize(
                 x,
                 gamma,
@@ -163,6 +165,14 @@ def _mean_and_variance(x: tf.Tensor, totals: tf.Tensor, replicas: int) -> tuple[
     return mean, tf.maximum(mean_square - mean**2, 0)
 
 
+def _sum_per_channel(x: tf.Tensor) -> tf.Tensor:
+    """[batch, h, w, channels] -> [channels]: first rows as they are, then the pixels of their sum. XLA's code for CPUs
+    would else work on vectors of no more than the channels."""
+    shape = tf.shape(x)
+    rows = tf.reshape(x, [-1, shape[2] * shape[3]])
+    return tf.reduce_sum(tf.reshape(tf.reduce_sum(rows, 0), [-1, shape[3]]), 0)
+
+
 def _updated(running: list[tf.Tensor], batch: list[tf.Tensor], momentum: float) -> list[tf.Tensor]:
     return [momentum * old + (1 - momentum) * new for old, new in zip(running, batch, strict=True)]
 
@@ -170,7 +180,7 @@ def _updated(running: list[tf.Tensor], batch: list[tf.Tensor], momentum: float) 
 def moments(x: tf.Tensor, gamma: tf.Tensor, *, relu: bool) -> tf.Tensor:
     """Returns the sums of the values and of their squares, [2, channels]."""
     wide = _widened(x, gamma.dtype, relu)
-    return tf.stack([tf.reduce_sum(wide, [0, 1, 2]), tf.reduce_sum(wide * wide, [0, 1, 2])])
+    return tf.stack([_sum_per_channel(wide), _sum_per_channel(wide * wide)])
 
 
 def apply(
@@ -197,7 +207,7 @@ def backward_sums(x: tf.Tensor, dy: tf.Tensor, totals: tf.Tensor, *, relu: bool,
     mean, variance = _mean_and_variance(x, totals, replicas)
     normalized = (_widened(x, mean.dtype, relu) - mean) * tf.math.rsqrt(variance + EPSILON)
     dy = tf.cast(dy, mean.dtype)
-    return tf.stack([tf.reduce_sum(dy, [0, 1, 2]), tf.reduce_sum(dy * normalized, [0, 1, 2])])
+    return tf.stack([_sum_per_channel(dy), _sum_per_channel(dy * normalized)])
 
 
 def backward_apply(
