@@ -1,8 +1,10 @@
 """Sums over the replicas, which each of them asks for within `strategy.run`.
 
-from unet.distributed import sums
+    import tensorflow as tf
+    from unet.distributed import sums
 
-totals = sums.over_replicas([loss, gradient], replicas=8)
+    strategy = tf.distribute.MirroredStrategy()
+    strategy.run(lambda: sums.over_replicas([tf.ones([2])], strategy.num_replicas_in_sync))
 """
 
 from typing import TypeVar
