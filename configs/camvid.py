@@ -14,7 +14,7 @@ from configs import default
 
 def get_config() -> ConfigDict:
     config = default.get_config()
-    config.num_steps = 1800  # 54 epochs
+    config.num_steps = 2500  # 75 epochs
     config.global_batch = 8
     config.precision = 'bfloat16'
     config.data.crop = (256, 320)
@@ -31,7 +31,7 @@ def get_config() -> ConfigDict:
     config.optimizer.learning_rate = 3e-3
     config.optimizer.schedule = 'cosine'
     config.optimizer.warmup_steps = 50
-    config.eval.every_steps = 600
+    config.eval.every_steps = 625
     config.eval.best_metric = 'eval/miou_present'  # CamVid has 11 of the 19 classes
     config.checkpoint.every_steps = 300
     return config
