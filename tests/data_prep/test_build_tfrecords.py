@@ -237,30 +237,23 @@ def test_soak_killed_and_started_again_ends_the_same(large, tmp_path):
     print(f'\n20 builds killed once each, {met} of them at work: all byte-identical')
 
 
-def hold_at_first_shard(process: subprocess.Popen, folder: pathlib.Path) -> None:
-    """Stops the program, which hands out no more shards then, once there is one."""
-    while not list(folder.glob('cityscapes-*')):
-        assert process.poll() is None
-        time.sleep(0.005)
-    process.send_signal(signal.SIGSTOP)
-    assert (folder / record_folder.PLAN).exists()
+def held_at_first_shard(large: pathlib.Path, folder: pathlib.Path, **options) -> subprocess.Popen:
+    """A build that has stopped itself, which hands out no more shards then, once there is one."""
+    _, _, _, *arguments = trees.command(large / 'source', folder, '--image_format=jpeg')
+    command = [sys.executable, '-m', 'tests.held_build', *arguments]
+    process = subprocess.Popen(command, cwd=tiny.ROOT, stdout=subprocess.DEVNULL, text=True, **options)
+    assert os.WIFSTOPPED(os.waitpid(process.pid, os.WUNTRACED)[1])
+    assert list(folder.glob('cityscapes-*')) and (folder / record_folder.PLAN).exists()
+    return process
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
 def test_stops_on_request(large, tmp_path, number):
     folder = tmp_path / 'records'
-    process = subprocess.Popen(
-        trees.command(large / 'source', folder, '--image_format=jpeg'),
-        cwd=tiny.ROOT,
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-        start_new_session=True,
-    )
-    hold_at_first_shard(process, folder)
+    process = held_at_first_shard(large, folder, stderr=subprocess.PIPE, start_new_session=True)
     os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)  # a terminal signals all
     process.send_signal(signal.SIGCONT)
-    _, text = process.communicate(timeout=20)
+    _, text = process.communicate(timeout=300)
     assert process.returncode == entry.STOPPED
     assert 'the same command' in text and 'Traceback' not in text
     assert not list(folder.glob('.*.part'))
@@ -269,10 +262,8 @@ def test_stops_on_request(large, tmp_path, number):
 
 
 def test_two_builds_in_one_folder(large, tmp_path):
-    command = trees.command(large / 'source', tmp_path / 'records', '--image_format=jpeg')
-    process = subprocess.Popen(command, cwd=tiny.ROOT, stdout=subprocess.DEVNULL)
-    hold_at_first_shard(process, tmp_path / 'records')
-    second = tiny.run(command)
+    process = held_at_first_shard(large, tmp_path / 'records')
+    second = trees.build(large / 'source', tmp_path / 'records', '--image_format=jpeg')
     process.send_signal(signal.SIGCONT)
     assert second.returncode == entry.IN_USE and 'another build is at work' in second.stderr
     assert process.wait() == 0

@@ -1,10 +1,10 @@
 """Sums over the replicas, which each of them asks for within `strategy.run`.
 
-    import tensorflow as tf
-    from unet.distributed import sums
+import tensorflow as tf
+from unet.distributed import sums
 
-    strategy = tf.distribute.MirroredStrategy()
-    strategy.run(lambda: sums.over_replicas([tf.ones([2])], strategy.num_replicas_in_sync))
+strategy = tf.distribute.MirroredStrategy()
+strategy.run(lambda: sums.over_replicas([tf.ones([2])], strategy.num_replicas_in_sync))
 """
 
 from typing import TypeVar
