@@ -1,3 +1,4 @@
+import functools
 import io
 import json
 import os
@@ -241,7 +242,10 @@ def held_at_first_shard(large: pathlib.Path, folder: pathlib.Path, **options) ->
     """A build that has stopped itself, which hands out no more shards then, once there is one."""
     _, _, _, *arguments = trees.command(large / 'source', folder, '--image_format=jpeg')
     command = [sys.executable, '-m', 'tests.held_build', *arguments]
-    process = subprocess.Popen(command, cwd=tiny.ROOT, stdout=subprocess.DEVNULL, text=True, **options)
+    listening = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a background job ignores it
+    process = subprocess.Popen(
+        command, cwd=tiny.ROOT, stdout=subprocess.DEVNULL, text=True, preexec_fn=listening, **options
+    )
     assert os.WIFSTOPPED(os.waitpid(process.pid, os.WUNTRACED)[1])
     assert list(folder.glob('cityscapes-*')) and (folder / record_folder.PLAN).exists()
     return process
