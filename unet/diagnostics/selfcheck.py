@@ -25,6 +25,7 @@ from data_prep import labels
 from launch import entry, files
 from unet.data import build as data_build
 from unet.diagnostics.checks import Check
+from unet.distributed import sums
 from unet.models import build as model_build
 from unet.training import build as training_build
 from unet.training import checkpoint, step
@@ -214,22 +215,16 @@ def _overflows_are_withheld(training: Training) -> Iterator[Check]:
 
 
 def _bandwidth(strategy) -> Check:
-    size = _REDUCED_BYTES // 4
-
-    def reduce():
-        context = tf.distribute.get_replica_context()
-        return context.all_reduce(tf.distribute.ReduceOp.SUM, tf.ones([size]))[0]
-
-    run = tf.function(lambda: strategy.run(reduce))
-    sums = [float(strategy.experimental_local_results(run())[0].numpy()) for _ in range(2)]
+    size, replicas = _REDUCED_BYTES // 4, strategy.num_replicas_in_sync
+    run = tf.function(lambda: strategy.run(lambda: sums.over_replicas(tf.ones([size]), replicas)[0]))
+    totals = [float(strategy.experimental_local_results(run())[0].numpy()) for _ in range(2)]
     started = time.monotonic()
     for _ in range(5):
-        sums.append(float(strategy.experimental_local_results(run())[0].numpy()))
+        totals.append(float(strategy.experimental_local_results(run())[0].numpy()))
     seconds = (time.monotonic() - started) / 5
-    replicas = strategy.num_replicas_in_sync
     return Check(
         'all-reduce',
-        set(sums) == {float(replicas)},
+        set(totals) == {float(replicas)},
         f'{_REDUCED_BYTES / 2**20:.0f} MiB over {replicas} devices in {1000 * seconds:.0f} ms, '
         f'{_REDUCED_BYTES / seconds / 1e9:.2f} GB/s',
         'The sum is wrong: update the driver and NCCL.',
