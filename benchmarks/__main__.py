@@ -36,6 +36,7 @@ _WORKERS = ('--config=configs/cityscapes_256.py', '--config.model.width=32', '--
 # Part -> program and arguments; it writes <folder>/<part>.json, or into the folder of that name.
 _PARTS = {
     'loading': ('benchmarks.loading', '--cores=1', '--output={folder}/loading.json'),
+    'lock': ('benchmarks.lock', '--config=configs/cityscapes_unet.py', '--output={folder}/lock.json'),
     'step': (
         'benchmarks.step',
         *_SMALL,
@@ -167,6 +168,13 @@ _AIMS = (
     Aim('loading crops from JPEG / plain pipeline, images/s', 5, 'loading', _loading('ours jpeg')),
     Aim('loading crops from PNG / plain pipeline, images/s', 1.1, 'loading', _loading('ours png')),
     Aim('first batch at the end of an epoch of 3000, more seconds', 5, 'loading', _later_start, at_most=True),
+    Aim(
+        "Python's lock per training example, ms",
+        0.4,
+        'lock',
+        lambda found: found['milliseconds'],
+        at_most=True,
+    ),
     Aim(
         'step, time of ours / Keras fit',
         1.03,

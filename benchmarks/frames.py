@@ -1,9 +1,12 @@
 """A dataset in the Cityscapes layout, as large as a measurement needs, from copies of a few frames.
 
 folder = frames.copy('/data/cityscapes', scratch / 'source', 240)
+records = frames.build(folder, scratch / 'records', ['--image_format=jpeg'])
 """
 
 import pathlib
+import subprocess
+import sys
 
 from data_prep import cityscapes_layout, source_files, synthesize
 
@@ -36,3 +39,11 @@ def copy(source: str | None, root: pathlib.Path, images: int) -> pathlib.Path:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(source_files.read(source, location))
     return root
+
+
+def build(source: pathlib.Path, data_dir: pathlib.Path, options: list[str]) -> pathlib.Path:
+    """Builds the records `data_dir` of a dataset, with more flags of data_prep.build_tfrecords."""
+    folders = (f'--cityscapes_dir={source}', f'--data_dir={data_dir}')
+    command = [sys.executable, '-m', 'data_prep.build_tfrecords', *folders, *options]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return data_dir

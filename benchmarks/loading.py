@@ -28,7 +28,6 @@ import os
 import pathlib
 import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -71,24 +70,14 @@ def main() -> None:
         source = frames.copy(_SOURCE.value, scratch / 'source', _IMAGES)
         folders = {}
         for side, (options, _, _) in _SIDES.items():
-            folders[side] = source if options is None else build(source, scratch / side.replace(' ', '-'), options)
+            folders[side] = (
+                source if options is None else frames.build(source, scratch / side.replace(' ', '-'), options)
+            )
         for count in counts:
             result['cores'][count] = measure(folders, set(there[:count]), _ROUNDS.value, _SECONDS.value)
             print_table(result['cores'][count], count)
     if _OUTPUT.value:
         pathlib.Path(_OUTPUT.value).write_text(json.dumps(result, indent=1) + '\n')
-
-
-def build(source: pathlib.Path, data_dir: pathlib.Path, options: list[str]) -> pathlib.Path:
-    command = [
-        sys.executable,
-        '-m',
-        'data_prep.build_tfrecords',
-        f'--cityscapes_dir={source}',
-        f'--data_dir={data_dir}',
-    ]
-    subprocess.run([*command, *options], check=True, stdout=subprocess.DEVNULL)
-    return data_dir
 
 
 def measure(folders: dict[str, pathlib.Path], cores: set[int], rounds: int, seconds: float) -> dict:
