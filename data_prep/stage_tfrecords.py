@@ -102,6 +102,11 @@ def stage(source: epath.Path, target: pathlib.Path, splits: list[str], leave_fre
                     f'from {source} itself.',
                 )
             linked = []
+        outdated = [path for path in files.matching(target, '*.tfrecord-*') if path.name not in originals]
+        if todo or linked or outdated:
+            (target / records.DATASET_INFO).unlink(missing_ok=True)  # until all is there
+        for path in outdated:
+            path.unlink()
         for file in linked:
             _link(source / file, target / file)
         with concurrent.futures.ThreadPoolExecutor(workers) as pool:

@@ -15,6 +15,9 @@ import os
 import pathlib
 import re
 import sys
+import time
+from collections.abc import Callable
+from typing import TypeVar
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -25,6 +28,10 @@ from launch import entry, record_folder
 WITH_CONFIG = ('unet.main', 'unet.preflight', 'unet.benchmark')  # programs that are given a --config
 RUN_AGAIN = (entry.STOPPED, entry.PEER_LOST)
 TERMINATED = 143  # by SIGTERM, before the program could answer it
+
+_Answer = TypeVar('_Answer')
+_PATIENCE = 600.0  # seconds that a cluster may be without an answer
+_ASK_AGAIN = 5.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +61,11 @@ class Point:
         return [*kept, *self.arguments]
 
 
+def reads_records(module: str) -> bool:
+    """Says whether a program reads the records that --data_dir names."""
+    return module.startswith('unet.') and module != 'unet.predict'
+
+
 def overall_status(statuses: list[int]) -> int:
     """Returns one exit status for several ranks or jobs.
 
@@ -63,6 +75,18 @@ def overall_status(statuses: list[int]) -> int:
     return min(permanent) if permanent else max(statuses)
 
 
+def patiently(ask: Callable[[], _Answer]) -> _Answer:
+    """Asks a cluster, and asks again for ten minutes if it does not answer (PEER_LOST), as while it is restarted."""
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            return ask()
+        except entry.UserError as error:
+            if error.status != entry.PEER_LOST or time.monotonic() > deadline:
+                raise
+        time.sleep(_ASK_AGAIN)
+
+
 def compose(
     python: str, module: str, workdir: str, data_dir: str | None, arguments: list[str] | tuple[str, ...]
 ) -> list[str]:
@@ -70,16 +94,14 @@ def compose(
 
     Args:
       python: the interpreter.
-      module: the program. Those of unet are given --workdir and --data_dir, those of data_prep --data_dir, any other
-        neither.
+      module: the program. Those of unet are given --workdir and, if they read records, --data_dir, those of data_prep
+        --data_dir, any other neither.
       workdir: the run's folder.
       data_dir: the record folder; None to leave out the flag.
       arguments: what follows.
     """
-    places = {
-        'unet': [f'--workdir={workdir}', *([f'--data_dir={data_dir}'] if data_dir else [])],
-        'data_prep': [f'--data_dir={data_dir}'] if data_dir else [],
-    }
+    records = [f'--data_dir={data_dir}'] if data_dir else []
+    places = {'unet': [f'--workdir={workdir}', *(records if reads_records(module) else [])], 'data_prep': records}
     return [python, '-m', module, *places.get(module.partition('.')[0], []), *arguments]
 
 

@@ -154,7 +154,7 @@ def from_flags(arguments: list[str], *, python: str, workers: int, gpus: int, da
         if module.startswith('data_prep.') and not remote:
             command.check_folder('data_dir', source)
     splits = (*config.data.train_splits, config.data.eval_split) if config else ()
-    if module.startswith('unet.') and data_is_here and not remote:
+    if command.reads_records(module) and data_is_here and not remote:
         command.check_data(source, splits, workers)
     for argument in entry.expand_home(arguments):
         flag, _, folder = argument.partition('=')
@@ -162,7 +162,7 @@ def from_flags(arguments: list[str], *, python: str, workers: int, gpus: int, da
             raise entry.UserError(entry.MISSING_INPUT, f'{argument}: no such folder (seen from {os.getcwd()})')
     data_dir, stage = source, []
     if _STAGE_DIR.value:
-        if not module.startswith('unet.'):
+        if not command.reads_records(module):
             raise entry.UserError(entry.BAD_USAGE, f'--stage_dir: --module={module} reads no records')
         wanted = _STAGE_SPLITS.value or list(dict.fromkeys(splits))
         # A name of its own for every source, so that jobs that share a node share what is the same and no more.

@@ -3,10 +3,14 @@
 There was no API server to test this with: the tests run a stand-in for kubectl that answers as its documentation says.
 """
 
+import datetime
+import functools
 import json
 import os
+import re
 import shutil
 import subprocess
+import sys
 import time
 
 from launch import command, entry, launch_record
@@ -40,14 +44,23 @@ def create(manifest: os.PathLike[str], launch: launch_record.Launch) -> None:
       launch: its 'context' and 'namespace' say where.
 
     Raises:
-      UserError: IN_USE if a job of that name is there, BAD_CONFIG with kubectl's own words if it refuses.
+      UserError: IN_USE if a job of that name is there, BAD_CONFIG with kubectl's own words if it refuses. What it has
+        created nevertheless, since it goes on after an error, is deleted again.
     """
     done = subprocess.run([*_kubectl(launch), 'create', '-f', str(manifest)], capture_output=True, text=True)
-    if done.returncode:
-        reason = ' '.join(done.stderr.split()) or 'no reason given'
-        if 'AlreadyExists' in reason:
-            raise entry.UserError(entry.IN_USE, f'{reason}. --cancel deletes it; or pass another --name.')
-        raise entry.UserError(entry.BAD_CONFIG, f'kubectl refuses the job: {reason}')
+    if not done.returncode:
+        return
+    created = re.findall('^(.+) created$', done.stdout, re.MULTILINE)
+    errors = [line for line in done.stderr.splitlines() if line.strip()]
+    # The Service of a job that --ttl has deleted serves the next one of its name.
+    if created and errors and all('(AlreadyExists)' in line and 'services "' in line for line in errors):
+        return
+    if created:
+        _run(launch, 'delete', '--ignore-not-found', *created)
+    reason = ' '.join(' '.join(errors).split()) or 'no reason given'
+    if 'AlreadyExists' in reason:
+        raise entry.UserError(entry.IN_USE, f'{reason}. --cancel deletes it; or pass another --name.')
+    raise entry.UserError(entry.BAD_CONFIG, f'kubectl refuses the job: {reason}')
 
 
 def _jobs(launch: launch_record.Launch) -> list[dict | None]:
@@ -85,13 +98,30 @@ def _exit_statuses(pods: list[dict]) -> list[int]:
     return statuses
 
 
+def _waits_for(pod: dict) -> str:
+    """Why a pod or one of its containers does not start, in the cluster's words; '' if none waits."""
+    status = pod.get('status', {})
+    waiting = [
+        container.get('state', {}).get('waiting', {})
+        for container in [*status.get('initContainerStatuses', []), *status.get('containerStatuses', [])]
+    ]
+    waiting += [
+        found
+        for found in status.get('conditions', [])
+        if found['status'] == 'False' and found['type'] == 'PodScheduled'
+    ]
+    reasons = [': '.join(filter(None, (found.get('reason'), found.get('message')))) for found in waiting]
+    return '; '.join(dict.fromkeys(reason for reason in reasons if reason and reason != 'PodInitializing'))
+
+
 def _status(launch: launch_record.Launch, name: str, outcome: str) -> int:
     """Exit status of a job that is over."""
     if outcome == 'complete':
         return entry.OK
     if outcome == 'gone':
         return entry.PEER_LOST
-    return command.overall_status([status for status in _exit_statuses(_pods(launch, name)) if status] or [entry.BUG])
+    pods = command.patiently(lambda: _pods(launch, name))
+    return command.overall_status([status for status in _exit_statuses(pods) if status] or [entry.BUG])
 
 
 def print_status(launch: launch_record.Launch) -> int:
@@ -101,10 +131,8 @@ def print_status(launch: launch_record.Launch) -> int:
         print(f'{launch["kind"]} {name}  {outcome or "running or waiting"}')
         for pod in _pods(launch, name) if job else []:
             statuses = ', '.join(map(str, _exit_statuses([pod])))
-            print(
-                f'  pod {pod["metadata"]["name"]}  {pod["status"].get("phase", "?")}'
-                + (f'  exit status {statuses}' if statuses else '')
-            )
+            note = f'exit status {statuses}' if statuses else _waits_for(pod)
+            print(f'  pod {pod["metadata"]["name"]}  {pod["status"].get("phase", "?")}  {note}'.rstrip())
     print(f'submitted {launch["submitted"]}  manifest {launch["folder"]}/manifest.yaml')
     return entry.OK
 
@@ -117,7 +145,7 @@ def cancel(launch: launch_record.Launch) -> int:
 
 def wait(launch: launch_record.Launch) -> int:
     """Waits until all jobs of a launch are over, and returns their exit status."""
-    while not all(outcomes := [_outcome(job) for job in _jobs(launch)]):
+    while not all(outcomes := [_outcome(job) for job in command.patiently(lambda: _jobs(launch))]):
         time.sleep(_POLL)
     statuses = [_status(launch, name, outcome) for name, outcome in zip(launch['names'], outcomes, strict=True)]
     return command.overall_status(statuses)
@@ -126,28 +154,65 @@ def wait(launch: launch_record.Launch) -> int:
 def follow(launch: launch_record.Launch) -> int:
     """Prints the logs of all pods, also of those that replace others, until the jobs are over.
 
+    What pods wait for goes to stderr.
+
     Returns:
       Their exit status.
     """
-    streams = {}
+    streams = _Streams(launch)
+    reasons: dict[str, str] = {}
     try:
         while True:
-            outcomes = [_outcome(job) for job in _jobs(launch)]
+            outcomes = [_outcome(job) for job in command.patiently(lambda: _jobs(launch))]
             for name in launch['names']:
-                for pod in _pods(launch, name):
-                    pod_name = pod['metadata']['name']
-                    if pod_name not in streams and pod['status'].get('phase') != 'Pending':
-                        words = ['logs', '--follow', '--prefix', '--all-containers', f'pod/{pod_name}']
-                        streams[pod_name] = subprocess.Popen([*_kubectl(launch), *words])
+                for pod in command.patiently(functools.partial(_pods, launch, name)):
+                    streams.keep_open(pod)
+                    pod_name, reason = pod['metadata']['name'], _waits_for(pod)
+                    if reason and reasons.get(pod_name) != reason:
+                        print(f'launch.kubernetes: pod {pod_name}: {reason}', file=sys.stderr, flush=True)
+                    reasons[pod_name] = reason
             if all(outcomes):
-                for stream in streams.values():
-                    stream.wait()
+                streams.wait()
                 statuses = [
                     _status(launch, name, outcome) for name, outcome in zip(launch['names'], outcomes, strict=True)
                 ]
                 return command.overall_status(statuses)
             time.sleep(_POLL)
     finally:
-        for stream in streams.values():
-            if stream.poll() is None:
-                stream.terminate()
+        streams.close()
+
+
+class _Streams:
+    """The logs of pods on their way to the screen, each by a `kubectl logs` of its own."""
+
+    def __init__(self, launch: launch_record.Launch):
+        self._launch = launch
+        self._process: dict[str, subprocess.Popen] = {}
+        self._ended: dict[str, str] = {}  # those whose log ended, and since when at most
+
+    def keep_open(self, pod: dict) -> None:
+        """Begins the log of a pod that has started, and goes on with one that broke off while its pod runs."""
+        name, phase = pod['metadata']['name'], pod['status'].get('phase')
+        if name not in self._process and phase != 'Pending':
+            self._begin(name)
+        elif name in self._process and phase == 'Running' and self._process[name].poll() is not None:
+            earlier = datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=2 * _POLL)
+            since = self._ended.setdefault(name, earlier.isoformat(timespec='seconds'))
+            if since < earlier.isoformat(timespec='seconds'):  # the pod did not just end
+                self._begin(name, f'--since-time={since}')
+                del self._ended[name]
+
+    def _begin(self, name: str, *flags: str) -> None:
+        words = ['logs', '--follow', '--prefix', '--all-containers', *flags, f'pod/{name}']
+        self._process[name] = subprocess.Popen([*_kubectl(self._launch), *words])
+
+    def wait(self) -> None:
+        """Waits until all logs are printed."""
+        for process in self._process.values():
+            process.wait()
+
+    def close(self) -> None:
+        """Ends those that are not."""
+        for process in self._process.values():
+            if process.poll() is None:
+                process.terminate()

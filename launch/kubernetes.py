@@ -107,13 +107,18 @@ def main(arguments: list[str]) -> int:
 
 def _record_dir(workdir: str) -> str:
     """Returns where a launch is recorded: in the workdir if this host sees it, else in runs/<its name>."""
-    return workdir if os.path.isdir(workdir) else os.path.join('runs', os.path.basename(os.path.abspath(workdir)))
+    return workdir if os.path.isdir(workdir) else _elsewhere(workdir)
+
+
+def _elsewhere(workdir: str) -> str:
+    return os.path.join('runs', os.path.basename(os.path.abspath(workdir)))
 
 
 def _latest(workdir: str) -> launch_record.Launch:
-    """Returns the last launch of a workdir, which may share the folder of its record with another of the same name."""
+    """Returns the last launch of a workdir. Its record may lie beside those of another workdir of the same name, also
+    when the pods have made the workdir since."""
     workdir = os.path.abspath(workdir)
-    return launch_record.latest(_record_dir(workdir), 'kubernetes', workdir=workdir)
+    return launch_record.latest(workdir, 'kubernetes', also=_elsewhere(workdir), workdir=workdir)
 
 
 def _render(spec: job_spec.JobSpec, gpus: int, launch: str) -> tuple[str, list[str]]:
@@ -244,7 +249,7 @@ def _volumes(spec: job_spec.JobSpec) -> tuple[list[dict], list[dict]]:
             volumes.append({'name': 'stage', 'emptyDir': {}})
             mounts.append({'name': 'stage', 'mountPath': stage_dir})
     needed = {'workdir': (spec.workdir, True)}
-    if spec.module.startswith(('unet.', 'data_prep.')) and '://' not in job_spec.DATA_DIR.value:
+    if (command.reads_records(spec.module) or spec.is_data_prep) and '://' not in job_spec.DATA_DIR.value:
         needed['data_dir'] = (job_spec.DATA_DIR.value, spec.is_data_prep)
     for name, (path, written) in needed.items():
         mount = pod_spec.mount_of(path, mounts)

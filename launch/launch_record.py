@@ -12,6 +12,7 @@ One folder per launch below <workdir>/launch: the rendered files, `launch.json`,
 import contextlib
 import datetime
 import json
+import os
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -49,25 +50,27 @@ def finish(folder: pathlib.Path, launch: Launch) -> None:
     files.write_atomically(folder / _FILE, content)
 
 
-def latest(folder: str, launcher: str, workdir: str | None = None) -> Launch:
+def latest(folder: str, launcher: str, *, also: str | None = None, workdir: str | None = None) -> Launch:
     """Returns the last launch that is recorded below a folder, with its own folder as 'folder'.
 
     Args:
       folder: the workdir, as a rule.
       launcher: 'local', 'slurm' or 'kubernetes'.
+      also: another folder to look in.
       workdir: the workdir that its record must name, where launches of several share a folder; None for any.
 
     Raises:
       UserError: MISSING_INPUT if there is none.
     """
-    launches = [launch for launch in find(folder, launcher) if workdir in (None, launch.get('workdir'))]
+    launches = [*find(folder, launcher), *(find(also, launcher) if also else [])]
+    launches = [launch for launch in launches if workdir in (None, launch.get('workdir'))]
     if not launches:
         raise entry.UserError(
             entry.MISSING_INPUT,
             f'{folder}: nothing was launched here with launch.{launcher} (there is no launch of it in '
             f'{pathlib.Path(folder) / FOLDER}). Pass the --workdir of the launch.',
         )
-    return launches[-1]
+    return max(launches, key=lambda launch: os.path.basename(launch['folder']))  # which is the time
 
 
 @contextlib.contextmanager

@@ -206,7 +206,9 @@ def _recorded(words: list[str]) -> Iterator[IO[bytes] | None]:
     folder = launch_record.begin(_WORKDIR.value)
     with open(folder / _LOG, 'wb', buffering=0) as log:
         files.try_lock(log)
-        launch_record.finish(folder, {'launcher': 'local', 'job': os.getpid(), 'command': words})
+        launch_record.finish(
+            folder, {'launcher': 'local', 'job': os.getpid(), 'host': socket.gethostname(), 'command': words}
+        )
         yield log
 
 
@@ -223,8 +225,11 @@ def _watch_or_cancel(launch: launch_record.Launch) -> int:
                 break
             time.sleep(0.2)
     if running:
+        if _CANCEL.value and launch.get('host', here := socket.gethostname()) != here:
+            raise entry.UserError(entry.BAD_USAGE, f'the launch runs on {launch["host"]}: --cancel it there')
         if _CANCEL.value:
-            os.kill(launch['job'], signal.SIGTERM)
+            with contextlib.suppress(ProcessLookupError):  # it ends just now
+                os.kill(launch['job'], signal.SIGTERM)
         print(f'process {launch["job"]} {"is asked to stop" if _CANCEL.value else "is running"}', flush=True)
         return entry.OK
     status, ended = entry.PEER_LOST, 'without an exit status: it was killed'

@@ -17,7 +17,7 @@ import sys
 
 from absl import flags
 
-from launch import entry, job_spec, launch_record, slurm_jobs, templates
+from launch import command, entry, job_spec, launch_record, slurm_jobs, templates
 
 flags.adopt_module_key_flags(job_spec)  # so that --help lists its flags too
 _NODES = flags.DEFINE_integer('nodes', 1, 'Nodes of the job; one process on each, with all its GPUs.', lower_bound=1)
@@ -123,6 +123,8 @@ def _submit(spec: job_spec.JobSpec, gpus: int) -> int:
 
 def _render(spec: job_spec.JobSpec, gpus: int, launch: str) -> str:
     pyxis, apptainer = _container(spec)
+    written = [os.path.dirname(spec.data_dir) if spec.stage else spec.data_dir]
+    is_written = _CONTAINER.value and (spec.stage or spec.is_data_prep) and '://' not in spec.data_dir
     variables = {
         'options': _options(spec, gpus),
         'setup': _SETUP.value,
@@ -138,6 +140,7 @@ def _render(spec: job_spec.JobSpec, gpus: int, launch: str) -> str:
         'max_restarts': job_spec.MAX_RESTARTS.value,
         'pyxis': pyxis,
         'apptainer': apptainer,
+        'mounted': written if is_written else [],
     }
     return templates.render(job_spec.TEMPLATE.value or templates.TEMPLATES / 'job.sbatch', variables)
 
@@ -189,10 +192,12 @@ def _container(spec: job_spec.JobSpec) -> tuple[list[str], list[str]]:
         if _MOUNT.value:
             raise entry.UserError(entry.BAD_USAGE, '--mount is for a --container')
         return [], []
-    here = [os.getcwd(), spec.workdir, spec.data_dir]
+    here = [os.getcwd(), spec.workdir]
     if spec.stage:
+        here += [os.path.dirname(spec.data_dir)]
         here += [flag.partition('=')[2] for flag in spec.stage if flag.startswith('--data_dir=')]
-        here[2] = os.path.dirname(spec.data_dir)
+    elif command.reads_records(spec.module) or spec.is_data_prep:
+        here += [spec.data_dir]
     mounts = [mount if ':' in mount else f'{mount}:{mount}' for mount in _MOUNT.value]
     for place in dict.fromkeys(place for place in here if '://' not in place):
         if re.search('[:,]', place):

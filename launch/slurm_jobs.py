@@ -98,20 +98,25 @@ def active(launch: launch_record.Launch) -> bool:
     return any(row['State'] in _NOT_OVER for row in states(launch))
 
 
-def exit_statuses(launch: launch_record.Launch) -> list[int | None]:
+def exit_statuses(launch: launch_record.Launch, rows: list[dict[str, str]]) -> list[int | None]:
     """Returns the exit status of each run; None for one that is not over.
 
     Slurm forgets a job some minutes after its end; then the file counts that the job itself has left in the workdir.
+
+    Args:
+      launch: the launch.
+      rows: its jobs' states.
     """
-    rows = {_array_index(row['JobArrayID']): row for row in states(launch)}
+    row_of = {_array_index(row['JobArrayID']): row for row in rows}
     statuses = []
     for number, workdir in enumerate(launch['runs']):
-        row = rows.get(number if launch['sweep'] else -1)
+        row = row_of.get(number if launch['sweep'] else -1)
         noted = pathlib.Path(workdir) / 'launch' / pathlib.Path(launch['folder']).name / 'status'
         if row:
             statuses.append(None if row['State'] in _NOT_OVER else _exit_status(row))
         else:
-            statuses.append(int(noted.read_text()) if noted.exists() else entry.PEER_LOST)
+            text = noted.read_text() if noted.exists() else str(entry.PEER_LOST)
+            statuses.append(int(text or entry.NO_STORAGE))  # a full disk takes the file and not the number
     return statuses
 
 
@@ -140,7 +145,7 @@ def print_status(launch: launch_record.Launch) -> int:
             f'{row["NodeList"]}  {note}'.rstrip()
         )
     if not rows:
-        for workdir, status in zip(launch['runs'], exit_statuses(launch), strict=True):
+        for workdir, status in zip(launch['runs'], exit_statuses(launch, rows), strict=True):
             print(f'job {launch["job"]}  no longer known to Slurm  exit status {status}  {workdir}')
     print(f'submitted {launch["submitted"]}  job script {launch["folder"]}/job.sbatch  log {launch["logs"][0]}')
     return entry.OK
@@ -162,7 +167,7 @@ def cancel(launch: launch_record.Launch) -> int:
 def wait(launch: launch_record.Launch) -> int:
     """Waits until all jobs of a launch are over, which requeued ones are not, and returns their exit status."""
     pause = _POLL
-    while None in (statuses := exit_statuses(launch)):
+    while None in (statuses := exit_statuses(launch, command.patiently(lambda: states(launch)))):
         time.sleep(pause)
         pause = min(1.2 * pause, _POLL_MOST)
     return command.overall_status([status for status in statuses if status is not None])
@@ -174,13 +179,17 @@ def follow(launch: launch_record.Launch) -> int:
     Lines of a sweep begin with the point's number. What the jobs wait for goes to stderr.
     """
     places, rests = list(launch['log_starts']), [b''] * len(launch['logs'])
-    waiting_before = None
+    waiting_before, statuses, asked, pause = None, [None], -_POLL_MOST, _POLL
     while True:
-        over = None not in (statuses := exit_statuses(launch))
-        waiting = [f'{row["JobArrayID"]} ({row["Reason"]})' for row in states(launch) if row['State'] == 'PENDING']
-        if waiting and waiting != waiting_before:
-            print(f'launch.slurm: waiting to start: {", ".join(waiting)}', file=sys.stderr, flush=True)
-        waiting_before = waiting
+        if time.monotonic() - asked >= pause:
+            rows = command.patiently(lambda: states(launch))
+            asked, pause = time.monotonic(), min(1.2 * pause, _POLL_MOST)
+            statuses = exit_statuses(launch, rows)
+            waiting = [f'{row["JobArrayID"]} ({row["Reason"]})' for row in rows if row['State'] == 'PENDING']
+            if waiting and waiting != waiting_before:
+                print(f'launch.slurm: waiting to start: {", ".join(waiting)}', file=sys.stderr, flush=True)
+            waiting_before = waiting
+        over = None not in statuses
         for number, log in enumerate(launch['logs']):
             if not os.path.exists(log):
                 continue

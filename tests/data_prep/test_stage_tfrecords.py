@@ -114,8 +114,14 @@ def test_a_folder_that_is_built_anew_is_copied_anew(built, tmp_path):
     assert stage(source, tmp_path / 'copy').returncode == 0
     newer = shards(source, 'train')[0]
     os.utime(newer, (1e9, 1e9))
+    for of_earlier_build in ('cityscapes-train.tfrecord-00000-of-00099', 'cityscapes-extra.tfrecord-00000-of-00001'):
+        (tmp_path / 'copy' / of_earlier_build).symlink_to('/nowhere')
     done = stage(source, tmp_path / 'copy')
     assert '1 shards copied' in done.stdout
+    records.check_complete(tmp_path / 'copy')
+    assert {path.name for path in (tmp_path / 'copy').glob('*.tfrecord-*')} == {
+        path.name for path in source.glob('*.tfrecord-*')
+    }
 
 
 def test_killed_while_it_copies_it_goes_on_and_two_take_turns(tmp_path):

@@ -1,5 +1,6 @@
 import concurrent.futures
 import contextlib
+import io
 import random
 import shutil
 import sys
@@ -43,6 +44,24 @@ def test_whole_folder_passes(folder):
 def test_encoded_folder_is_compared_with_an_encoding_of_its_source(folder, tmp_path, encoding):
     trees.build_here(folder / 'source', tmp_path / 'records', encoding=encoding)
     assert verification.check(tmp_path / 'records', str(folder / 'source'), 1)
+
+
+def test_other_bytes_of_the_same_pixels_are_no_difference(folder, tmp_path, monkeypatch):
+    """As another version of Pillow or zlib would write them."""
+    trees.build_here(folder / 'source', tmp_path / 'records', encoding=images.Encoding('png', size=(12, 20)))
+    one_thread = concurrent.futures.ThreadPoolExecutor(1)
+    monkeypatch.setattr(executors, 'worker_pool', lambda workers: contextlib.nullcontext(one_thread))
+    written = []
+
+    def encode(image):
+        content = io.BytesIO()
+        image.save(content, 'PNG', compress_level=0)
+        written.append(content.getvalue())
+        return written[-1]
+
+    monkeypatch.setattr(images, '_encode_png', encode)
+    assert verification.check(tmp_path / 'records', str(folder / 'source'), 1)
+    assert len(written) == 10
 
 
 def test_what_is_stored_as_it_is_is_compared_and_not_decoded(folder, tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from launch import launch_record
 from tests import kubernetes_rules, launching, tiny
 
 VERSIONS = ['1.29', '1.33', kubernetes_validate.latest_version()]
@@ -83,6 +84,7 @@ def test_every_combination_of_flags_gives_valid_manifests(tmp_path):
         commands.append([*BASE, *workers, kind, *stage, *sweep, *extras, '--', *CONFIG])
     commands.append([*BASE, '--module=data_prep.build_tfrecords', '--', '--cityscapes_dir=/data/raw'])
     commands.append([*BASE, '--data_dir=gs://bucket/c', '--stage_dir=/nvme', '--', *CONFIG])
+    commands.append([*BASE, '--sweep=config.seed=1', '--', *CONFIG])
     for number, (command, result) in enumerate(zip(commands, render(tmp_path, commands), strict=True)):
         status, text, complaint = result
         assert status == 0, (command, complaint)
@@ -135,6 +137,22 @@ def test_what_a_user_passes_arrives_as_it_was(tmp_path):
             assert [run['command'][3:] for run in runs] == [['folder', '0', *NASTY, f'--a={n}'] for n in (1, 2)]
         else:
             assert words[words.index('--') + 4 :] == ['folder', '0', *NASTY]
+
+
+def test_the_program_and_the_staging_before_it_get_what_they_read(tmp_path):
+    predict = [BASE[0], BASE[1], BASE[3], '--module=unet.predict', '--', '--images=/data/new', '--output_dir=/data/out']
+    stage = [*BASE, '--data_dir=gs://bucket/c', '--stage_dir=/nvme', '--env_from_secret=credentials', '--', *CONFIG]
+    (_, predicting, complaint), (_, staging, _) = render(tmp_path, [predict, stage])
+    (job,) = yaml.safe_load_all(predicting)
+    words = job['spec']['template']['spec']['containers'][0]['command']
+    assert words[-3:] == ['--workdir=/data/runs/x', '--images=/data/new', '--output_dir=/data/out'], complaint
+    (job,) = yaml.safe_load_all(staging)
+    pod = job['spec']['template']['spec']
+    assert (
+        pod['initContainers'][0]['envFrom']
+        == pod['containers'][0]['envFrom']
+        == [{'secretRef': {'name': 'credentials'}}]
+    )
 
 
 def test_a_sweep_of_single_workers_is_one_indexed_job_of_limited_parallelism(tmp_path):
@@ -229,7 +247,12 @@ words = [word for word in words if not word.startswith(('--context', '--namespac
 created = state / 'manifest.yaml'
 if words[0] == 'create':
     if created.exists():
+        print('service/x created')
         sys.exit('Error from server (AlreadyExists): jobs.batch "x" already exists')
+    if os.environ.get('SERVICE') == 'there':
+        created.write_text(pathlib.Path(words[2]).read_text())
+        print('job.batch/x created')
+        sys.exit('Error from server (AlreadyExists): error when creating "x.yaml": services "x" already exists')
     created.write_text(pathlib.Path(words[2]).read_text())
 elif words[0] == 'get' and words[1].startswith('job'):
     rounds = state / 'rounds'
@@ -243,13 +266,22 @@ elif words[0] == 'get' and words[1].startswith('job'):
 elif words[0] == 'get':
     pods = []
     for name, code in (('x-1-b', 76), ('x-0-a', int(os.environ['CODE']))):
-        state = {{'terminated': {{'exitCode': code}}}}
-        status = {{'phase': 'Failed', 'containerStatuses': [{{'state': state}}]}}
+        ended = {{'terminated': {{'exitCode': code}}}}
+        status = {{'phase': 'Failed', 'containerStatuses': [{{'state': ended}}]}}
+        if os.environ.get('SERVICE') == 'there':
+            waits = {{'reason': 'ImagePullBackOff', 'message': 'no such image'}}
+            lacks = {{'type': 'PodScheduled', 'status': 'False', 'reason': 'Unschedulable', 'message': 'no GPU free'}}
+            container = {{'state': {{'waiting': waits}}}}
+            status = {{'phase': 'Pending', 'containerStatuses': [container], 'conditions': [lacks]}}
         pods.append({{'metadata': {{'name': name, 'creationTimestamp': name}}, 'status': status}})
+    unanswered = state / 'unanswered'
+    if unanswered.exists():
+        unanswered.unlink()
+        sys.exit('Unable to connect to the server: net/http: TLS handshake timeout')
     print(json.dumps({{'items': pods}}))
 elif words[0] == 'logs':
     sys.stdout.write(f'log of {{words[-1]}}\\n')
-elif words[0] == 'delete':
+elif words[0] == 'delete' and '-f' in words:
     created.unlink()
     print('job.batch "x" deleted')
 """
@@ -263,6 +295,7 @@ def test_kubectl_is_called_to_submit_follow_wait_and_cancel(tmp_path):
     kubectl.chmod(kubectl.stat().st_mode | stat.S_IXUSR)
     shared = tmp_path / 'runs/x'
     shared.mkdir(parents=True)
+    (tmp_path / 'unanswered').touch()
     environ = {
         'PATH': f'{tmp_path / "bin"}:{os.environ["PATH"]}',
         'CLUSTER': str(tmp_path),
@@ -287,9 +320,24 @@ def test_kubectl_is_called_to_submit_follow_wait_and_cancel(tmp_path):
     assert not (tmp_path / 'manifest.yaml').exists()
     calls = [json.loads(line) for line in (tmp_path / 'calls').read_text().splitlines()]
     assert all(call[:2] == ['--context=big', '--namespace=vision'] for call in calls)
+    assert ['delete', '--ignore-not-found', 'service/x'] in [call[2:] for call in calls]  # of the refused launch
     assert launch(*base, *where, '--wait', rest=CONFIG, **environ | {'END': 'Complete'}).returncode == 0
+    (tmp_path / 'manifest.yaml').unlink()
+    assert launch(*base, *where, rest=CONFIG, **environ | {'SERVICE': 'there'}).returncode == 0
+    waiting = launch(f'--workdir={shared}', '--status', **environ | {'SERVICE': 'there'})
+    assert 'pod x-0-a  Pending  ImagePullBackOff: no such image; Unschedulable: no GPU free' in waiting.stdout
     none = launch(*base, rest=CONFIG, PATH='/nonexistent')
     assert none.returncode == 66 and 'kubectl: not on this host' in none.stderr
+
+
+def test_a_launch_is_found_once_its_pods_have_made_the_workdir(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    workdir = tmp_path / 'data/runs/x'
+    for number in range(2):
+        folder = launch_record.begin('runs/x' if not number else str(workdir))
+        launch_record.finish(folder, {'launcher': 'kubernetes', 'job': str(number), 'workdir': str(workdir)})
+        found = launch_record.latest(str(workdir), 'kubernetes', also='runs/x', workdir=str(workdir))
+        assert found['job'] == str(number)
 
 
 def test_the_first_process_of_a_pod_counts_attempts_and_picks_the_run(tmp_path):
@@ -310,6 +358,12 @@ def test_the_first_process_of_a_pod_counts_attempts_and_picks_the_run(tmp_path):
     ]
     assert attempt(index='1', runs=runs).returncode == 0
     assert (tmp_path / 'two/1-0.json').exists() and not (tmp_path / 'one').exists()
+    environ = os.environ | {'UNET_NUM_WORKERS': '2', 'UNET_WORKER_ADDRESS': 'pod-{index}.invalid:1'}
+    command = [sys.executable, '-m', 'launch.pod_entrypoint', '--launch=later', *program, '0']
+    waiting = subprocess.Popen(command, cwd=tiny.ROOT, stdout=subprocess.PIPE, env=environ)
+    assert b'waiting for pod-0.invalid, pod-1.invalid to be given a node' in waiting.stdout.readline()
+    waiting.terminate()
+    assert waiting.wait() == 75 and not (run / 'launch/later').exists()
     command = [sys.executable, '-m', 'launch.pod_entrypoint', '--launch=x', *program, 'sleep']
     killed = subprocess.Popen(command, cwd=tiny.ROOT, stdout=subprocess.PIPE)
     while b'payload' not in killed.stdout.readline():

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from data_prep import records
+from launch import launch_record, slurm_jobs
 from tests import launching, slurm_cluster, tiny, trees
 
 NASTY = [
@@ -124,13 +125,20 @@ def test_restarts_are_counted_only_when_they_bring_no_new_checkpoint(cluster, tm
     assert '2 attempts in a row brought no new checkpoint; giving up with status 75' in log
 
 
-def test_resources_are_asked_for_and_reach_the_program(cluster, tmp_path):
-    """Apptainer is a stand-in that notes how it is called; pyxis is only looked at, in the job script."""
-    apptainer = tmp_path / 'apptainer'
+def write_apptainer(folder: pathlib.Path) -> None:
+    """A stand-in that notes how it is called and, as the real one, mounts nothing that is not there."""
+    apptainer = folder / 'apptainer'
     apptainer.write_text(
-        f'#!/bin/sh\necho "$@" >"{tmp_path}/called"\nwhile [ "$1" != image.sif ]; do shift; done\nshift\n"$@"\n'
+        f'#!/bin/sh\necho "$@" >"{folder}/called"\nwhile [ "$1" != image.sif ]; do\n'
+        '  [ "$1" != --bind ] || [ -e "${2%%:*}" ] || { echo "mount source $2 does not exist" >&2; exit 255; }\n'
+        '  shift\ndone\nshift\n"$@"\n'
     )
     apptainer.chmod(0o755)
+
+
+def test_resources_are_asked_for_and_reach_the_program(cluster, tmp_path):
+    """pyxis is only looked at, in the job script."""
+    write_apptainer(tmp_path)
     flags = ['--module=tests.payload', '--gpus_per_node=2', '--cpus_per_task=3', '--mem=3G', '--exclusive', '--time=5']
     flags += ['--constraint=new', '--partition=urgent', '--sbatch_arg=--nice=7', '--sbatch_arg=--no-kill']
     flags += [
@@ -167,6 +175,9 @@ def test_records_are_built_on_the_cluster(cluster, tmp_path):
         f'--data_dir={tmp_path / "rec ords"}',
         f'--workdir={tmp_path / "run"}',
     ]
+    write_apptainer(tmp_path)
+    flags += ['--container=image.sif', '--container_runtime=apptainer', f'--setup=PATH="{tmp_path}:$PATH"']
+    flags += [f'--mount={dataset}', f'--python={sys.executable}']
     slurm(cluster, *flags, '--cpus_per_task=2', '--wait', rest=[f'--cityscapes_dir={dataset}'], check=0)
     assert records.split_sizes(tmp_path / 'rec ords')['train'] == 2
 
@@ -224,12 +235,25 @@ def test_mistakes_are_found_before_anything_is_submitted(data_dir, tmp_path):
 
 
 def test_of_several_ranks_the_lowest_permanent_status_counts(cluster, tmp_path):
-    script = 'case $SLURM_PROCID in 0) exit 76;; 1) exit 70;; esac'
+    """Of a job that is submitted without the environment of whoever submits it, too."""
+    script = 'test "$UNET_WORKERS" || exit 64; case $SLURM_PROCID in 0) exit 76;; 1) exit 70;; esac'
     template = (tiny.ROOT / 'launch/templates/job.sbatch').read_text()
     mine = tmp_path / 'my.sbatch'
     mine.write_text(template.replace('on_every_node rank "${command[@]}"', f"on_every_node rank sh -c '{script}'"))
     flags = ['--module=tests.payload', '--nodes=2', f'--workdir={tmp_path / "run"}', f'--template={mine}', '--wait']
-    slurm(cluster, *flags, rest=['x', '0'], check=70)
+    slurm(cluster, *flags, '--sbatch_arg=--export=NONE', rest=['x', '0'], check=70)
+
+
+def test_a_full_disk_is_no_reason_to_come_back(cluster, tmp_path):
+    """It takes the name of a file and not what is written into it."""
+    template = (tiny.ROOT / 'launch/templates/job.sbatch').read_text()
+    mine = tmp_path / 'my.sbatch'
+    mine.write_text(template.replace('echo $status >"$0', ': >"$0').replace('echo "$1" >"$record', ': >"$record'))
+    flags = ['--module=tests.payload', f'--workdir={tmp_path / "run"}', f'--template={mine}', '--wait']
+    slurm(cluster, *flags, rest=[str(tmp_path / 'notes'), '0'], check=69)
+    assert (next((tmp_path / 'run').glob('launch/*/status'))).read_text() == ''
+    launch = launch_record.latest(str(tmp_path / 'run'), 'slurm')
+    assert slurm_jobs.exit_statuses(launch, []) == [69]  # once Slurm has forgotten the job
 
 
 def test_a_cancelled_job_ends_and_does_not_come_back(cluster, tmp_path):

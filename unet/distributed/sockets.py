@@ -27,11 +27,14 @@ def listener_of(addresses: list[str], rank: int) -> socket.socket:
 
 def problem_of_reaching(address: str, deadline: float) -> str:
     """Tries to connect to host:port until a time of time.monotonic(); returns why it fails, '' if it does not."""
-    try:
-        _connect(address, max(deadline - time.monotonic(), 1.0)).close()
-    except OSError as error:
-        return error.strerror or str(error)
-    return ''
+    while True:
+        try:
+            _connect(address, max(deadline - time.monotonic(), 1.0)).close()
+            return ''
+        except OSError as error:  # its name may not be known yet
+            if time.monotonic() > deadline:
+                return error.strerror or str(error)
+            time.sleep(0.2)
 
 
 def accept_all(
