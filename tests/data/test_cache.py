@@ -25,7 +25,7 @@ def iterate(split, last=12, **options):
     resize = options.get('resize')
     sizes = np.broadcast_to(resize, (len(split), 2)) if resize else input_pipeline.image_sizes(split)
     sampler = crops.Sampler(sizes, seed=3, crop=(24, 32), scale=(0.5, 2.0))
-    make = input_pipeline.example_maker(reader, sampler, flip=0.5, color=color, **options)
+    make = input_pipeline.ExampleMaker(reader, sampler, flip=0.5, color=color, **options)
     dataset = input_pipeline.train_batches(
         reader,
         make,

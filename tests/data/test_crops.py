@@ -98,7 +98,7 @@ def example_of(split, id_):
 
 def example_maker(split, **options):
     reader = input_pipeline.Reader(split)
-    return input_pipeline.example_maker(reader, make_sampler(split, **options), flip=0.5, color=(0.1,) * 5)
+    return input_pipeline.ExampleMaker(reader, make_sampler(split, **options), flip=0.5, color=(0.1,) * 5)
 
 
 @pytest.mark.parametrize('cache', [False, True])
@@ -108,7 +108,7 @@ def test_examples_are_functions_of_seed_and_position(split, cache):
 
     def maker():
         reader = input_pipeline.Reader(split)
-        return input_pipeline.example_maker(
+        return input_pipeline.ExampleMaker(
             reader, make_sampler(split, **options), flip=0.5, color=(0.1,) * 5, cache=cache
         )
 
@@ -126,7 +126,7 @@ def test_examples_are_functions_of_seed_and_position(split, cache):
 def test_colours_more_leave_the_others_as_they_are(split):
     """A run with hue sees the crops of one without."""
     reader, sampler = input_pipeline.Reader(split), make_sampler(split)
-    few, many = (input_pipeline.example_maker(reader, sampler, flip=0.5, color=(0.1,) * count) for count in (3, 5))
+    few, many = (input_pipeline.ExampleMaker(reader, sampler, flip=0.5, color=(0.1,) * count) for count in (3, 5))
     for position in range(5):
         for expected, found in zip(few(position)[:2], many(position)[:2], strict=True):
             np.testing.assert_array_equal(expected, found)

@@ -170,7 +170,7 @@ def test_examples_do_not_depend_on_the_compiled_part(tmp_path, monkeypatch):
 
     def batches():
         reader = input_pipeline.Reader(split)
-        make = input_pipeline.example_maker(
+        make = input_pipeline.ExampleMaker(
             reader,
             crops.Sampler(input_pipeline.image_sizes(split), seed=1, crop=(32, 40), scale=(0.5, 2.0)),
             flip=0.5,

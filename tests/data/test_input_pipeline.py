@@ -27,7 +27,7 @@ def batches(split, batch=2, replicas=1, replica=0, first=0, last=7, global_batch
     sizes = np.broadcast_to(resize, (len(split), 2)) if resize else input_pipeline.image_sizes(split)
     crop, scale = options.pop('crop', (24, 32)), options.pop('scale', (1.0, 1.0))
     sampler = crops.Sampler(sizes, seed=seed, crop=crop, scale=scale)
-    make = input_pipeline.example_maker(reader, sampler, **dict(flip=0.5, color=(0.1, 0.1, 0.1)) | options)
+    make = input_pipeline.ExampleMaker(reader, sampler, **dict(flip=0.5, color=(0.1, 0.1, 0.1)) | options)
     channels = options.get('dropout_channels', 0)
     dataset = input_pipeline.train_batches(
         reader, make, crop=crop, dropout_channels=channels, positions=positions, first=first, last=last

@@ -61,7 +61,7 @@ def make_sampler(config: ConfigDict, split: records.Split) -> crops.Sampler:
 
 
 def make_example_maker(config: ConfigDict, reader: input_pipeline.Reader) -> Callable[[int], tuple[np.ndarray, ...]]:
-    """Makes the function that makes the training example at a position, see `input_pipeline.example_maker`.
+    """Makes the function that makes the training example at a position, see `input_pipeline.ExampleMaker`.
 
     Raises:
       UserError: MISSING_INPUT if the folder for a cache on disk is not there, NO_STORAGE if the cache has no room.
@@ -71,7 +71,7 @@ def make_example_maker(config: ConfigDict, reader: input_pipeline.Reader) -> Cal
         raise entry.UserError(
             entry.MISSING_INPUT, f"TMPDIR={folder}: no such folder, and config.data.cache='disk' is to use it"
         )
-    return input_pipeline.example_maker(
+    return input_pipeline.ExampleMaker(
         reader,
         make_sampler(config, reader.split),
         flip=data.flip,
@@ -96,7 +96,7 @@ def make_train_batches(
     """Makes the training batches from `first` on, see `input_pipeline.train_batches`.
 
     Raises:
-      UserError: as `example_maker`.
+      UserError: as `make_example_maker`.
     """
     return input_pipeline.train_batches(
         reader,

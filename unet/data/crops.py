@@ -81,17 +81,17 @@ class Sampler:
           position: of the run.
           draws: three numbers in [0, 1), from which zoom, top and left of the first follow.
         """
-        example, of_class = example_at(position, len(self.sizes), self.seed), None
-        more = generator(position, self.seed, stream=1) if self.class_uniform or self.largest_share < 1 else None
+        example, places = example_at(position, len(self.sizes), self.seed), None
+        extra = generator(position, self.seed, stream=1)
         if self.class_uniform:
-            chance, which = more.random(2)
+            chance, which = extra.random(2)
             if chance < self.class_uniform:
-                of_class = self.places[int(which * len(self.places))]
+                places = self.places[int(which * len(self.places))]
         for attempt in range(1 if self.largest_share >= 1 else 1 + _REDRAWS):
-            zoom, *top_left = draws if attempt == 0 else more.random(3)
+            zoom, *top_left = draws if attempt == 0 else extra.random(3)
             centre = None
-            if of_class is not None:
-                number, *centre = of_class[int(more.random() * len(of_class))]
+            if places is not None:
+                number, *centre = places[int(extra.random() * len(places))]
                 example = int(number)
             window_size = [max(round(side / self._zoom(zoom)), 1) for side in self.crop]
             yield example, window_at(self.sizes[example], window_size, top_left, centre)

@@ -2,7 +2,7 @@
 
     reader = input_pipeline.Reader(split)
     sampler = crops.Sampler(input_pipeline.image_sizes(split), seed=1, crop=(512, 1024), scale=(0.5, 2.0))
-    make_example = input_pipeline.example_maker(reader, sampler, flip=0.5, color=(0.1, 0.1, 0.1))
+    make_example = input_pipeline.ExampleMaker(reader, sampler, flip=0.5, color=(0.1, 0.1, 0.1))
     image, label, color = make_example(0)       # uint8 [512, 1024, 3], uint8 [512, 1024], float32 [3]
 
 A *position* counts the examples of a run from 0: step s of a run with global batch B trains on positions s*B to
@@ -25,7 +25,7 @@ from unet.data import cache as example_cache
 from unet.data import crops, decoding
 
 _GREY = 127  # of pixels beyond an image's border
-_DRAWS = 7  # random numbers per example: zoom, top, left, flip, brightness, contrast, saturation; more colours apart
+_COLOR_DRAWS = 3  # brightness, contrast, saturation, beside those of window and flip; more colours are drawn apart
 
 
 def replica_positions(step: int, global_batch: int, replicas: int, replica: int) -> range:
@@ -100,20 +100,8 @@ class Reader:
         return lambda argument: tf.numpy_function(call, [argument], types, stateful=False)
 
 
-def example_maker(
-    reader: Reader,
-    sampler: crops.Sampler,
-    *,
-    flip: float,
-    color: tuple[float, ...],
-    resize: tuple[int, int] = (0, 0),
-    resize_method: str = 'bilinear',
-    cache: bool = False,
-    cache_dir: str | None = None,
-    dropout: float = 0.0,
-    dropout_channels: int = 0,
-) -> Callable[[int], tuple[np.ndarray, ...]]:
-    """Makes the function that makes the training example at a position, in any thread and on any host the same.
+class ExampleMaker:
+    """Makes the training example at a position, in any thread and on any host the same.
 
     Args:
       reader: of the training split.
@@ -126,47 +114,68 @@ def example_maker(
       cache_dir: the folder on a local disk to keep them in; None: in memory.
       dropout: probability with which each of `dropout_channels` channels is left out, drawn for each example like its
         augmentation, so that it does not depend on the number of replicas.
-
-    Returns:
-      A function of a position that returns what `train_batches` yields, without the batch.
     """
-    sizes, stored_sizes = sampler.sizes, image_sizes(reader.split)
-    load: example_cache.Load = functools.partial(read_whole, reader, resize=resize, smooth=resize_method == 'bilinear')
-    if cache:
-        load = example_cache.in_memory(load) if cache_dir is None else example_cache.on_disk(load, sizes, cache_dir)
 
-    def open_window(example: int, window: crops.Window) -> tuple[np.ndarray, Callable[[], np.ndarray]]:
-        """Returns the window of the label, and what makes that of the image."""
-        if cache or (sizes[example] != stored_sizes[example]).any():
-            image, label = load(example)
-            return decoding.cut_window(label, window, IGNORED), lambda: decoding.cut_window(image, window, _GREY)
-        encoded, encoded_label = reader.read(example)
-        label = reader.decode_label(example, encoded_label, window)
-        return label, lambda: reader.decode_image(example, encoded, window)
+    def __init__(
+        self,
+        reader: Reader,
+        sampler: crops.Sampler,
+        *,
+        flip: float,
+        color: tuple[float, ...],
+        resize: tuple[int, int] = (0, 0),
+        resize_method: str = 'bilinear',
+        cache: bool = False,
+        cache_dir: str | None = None,
+        dropout: float = 0.0,
+        dropout_channels: int = 0,
+    ):
+        self._reader = reader
+        self._sampler = sampler
+        self._flip = flip
+        self._color = color
+        self._dropout = dropout
+        self._dropout_channels = dropout_channels
+        self._stored_sizes = image_sizes(reader.split)
+        self._cached = cache
+        smooth = resize_method == 'bilinear'
+        load: example_cache.Load = functools.partial(read_whole, reader, resize=resize, smooth=smooth)
+        if cache:
+            in_file = cache_dir is not None
+            load = example_cache.on_disk(load, sampler.sizes, cache_dir) if in_file else example_cache.in_memory(load)
+        self._load_whole = load
 
-    def read(position: int, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Reads image and label of the first candidate whose label is accepted, or of the last."""
-        for candidate in sampler.candidates(position, draws):
-            label, image = open_window(*candidate)
-            if sampler.accepts(label):
-                break
-        return image(), label
-
-    def make_example(position: int) -> tuple[np.ndarray, ...]:
-        random = crops.generator(position, sampler.seed)
-        draws = random.random(_DRAWS)
-        image, label = augment(*read(position, draws[:3]), sampler.crop, flip=draws[3] < flip)
-        color_draws = draws[4:]
-        if len(color) > len(color_draws):
-            more = crops.generator(position, sampler.seed, stream=2)
-            color_draws = np.append(color_draws, more.random(len(color) - len(color_draws)))
-        color_change = ((2 * color_draws - 1) * color).astype(np.float32)
-        if not dropout:
+    def __call__(self, position: int) -> tuple[np.ndarray, ...]:
+        """Returns what `train_batches` yields, without the batch."""
+        random = crops.generator(position, self._sampler.seed)
+        window_draws, flip_draw, color_draws = random.random(3), random.random(), random.random(_COLOR_DRAWS)
+        image, label = self._first_accepted(position, window_draws)
+        image, label = augment(image, label, self._sampler.crop, flip=flip_draw < self._flip)
+        if len(self._color) > _COLOR_DRAWS:
+            more = crops.generator(position, self._sampler.seed, stream=2)
+            color_draws = np.append(color_draws, more.random(len(self._color) - _COLOR_DRAWS))
+        color_change = ((2 * color_draws - 1) * self._color).astype(np.float32)
+        if not self._dropout:
             return image, label, color_change
-        kept = random.random((1, 1, dropout_channels)) >= dropout
-        return image, label, color_change, (kept / (1 - dropout)).astype(np.float32)
+        kept = random.random((1, 1, self._dropout_channels)) >= self._dropout
+        return image, label, color_change, (kept / (1 - self._dropout)).astype(np.float32)
 
-    return make_example
+    def _first_accepted(self, position: int, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Decodes image and label of the first window whose label is accepted, or of the last."""
+        for example, window in self._sampler.candidates(position, draws):
+            label, decode_image = self._open(example, window)
+            if self._sampler.accepts(label):
+                break
+        return decode_image(), label
+
+    def _open(self, example: int, window: crops.Window) -> tuple[np.ndarray, Callable[[], np.ndarray]]:
+        """Returns the window of the label, and what decodes that of the image."""
+        if self._cached or (self._sampler.sizes[example] != self._stored_sizes[example]).any():
+            image, label = self._load_whole(example)
+            return decoding.cut_window(label, window, IGNORED), lambda: decoding.cut_window(image, window, _GREY)
+        encoded, encoded_label = self._reader.read(example)
+        label = self._reader.decode_label(example, encoded_label, window)
+        return label, lambda: self._reader.decode_image(example, encoded, window)
 
 
 def image_sizes(split: records.Split) -> np.ndarray:
@@ -217,7 +226,7 @@ def train_batches(
 
     Args:
       reader: of the training split; keeps the first error.
-      make_example: from `example_maker`.
+      make_example: an `ExampleMaker`.
       crop: height and width of its examples.
       color_changes: that it draws for each.
       dropout_channels: channels of the dropout mask that it draws; 0: it draws none.
