@@ -17,6 +17,14 @@ def test_old_names_of_fields_are_understood(capfd):
     assert len(lines) == 2 and all('is called loss.ohem' in line for line in lines)
 
 
+@pytest.mark.parametrize(
+    ('statuses', 'overall'),
+    [([0, 0], 0), ([0, 76], 76), ([76, 70, 78], 70), ([76, 134], 134), ([139, 65], 65), ([75, 143], 143)],
+)
+def test_a_crash_asks_to_be_run_again_and_a_permanent_failure_outweighs_it(statuses, overall):
+    assert command.overall_status(statuses) == overall
+
+
 def test_programs_understand_old_names_of_fields():
     flags = [CONFIG, '--config.loss.hard_pixels=-1', '--config.data.servers=a:1']
     done = subprocess.run([sys.executable, '-m', 'unet.main', *flags], cwd=tiny.ROOT, capture_output=True, text=True)

@@ -103,7 +103,7 @@ def test_the_rules_notice_what_the_schemas_miss(tmp_path):
         ('batch.kubernetes.io/job-name: "x"', 'batch.kubernetes.io/job-name: "y"'),
         ('subdomain: "x"', 'subdomain: "y"'),
         ('restartPolicy: Never', 'restartPolicy: OnFailure'),
-        ('values: [75, 76]', 'values: [0, 75]'),
+        ('values: [75, 76, 134, 135, 139]', 'values: [0, 75]'),
         ('"claimName": "data"}}', '"claimName": "data"}}\n      - {name: unused, emptyDir: {}}'),
         ('"nvidia.com/gpu": 1}, "limits"', '"nvidia.com/gpu": 2}, "limits"'),
         ('x-{index}.x', 'y-{index}.x'),
