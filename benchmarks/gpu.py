@@ -116,6 +116,7 @@ def main() -> int:
             f'--parts={",".join(_PARTS.value)} --scale={",".join(_SCALE.value)}: choose parts of '
             f'{",".join(cells.PARTS)}, and give numbers, e.g. 1,8',
         )
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(entry.STOPPED))
     gpus, folder = host.visible_gpus(), pathlib.Path(_FOLDER.value)
     counts = sorted({1, *map(int, _SCALE.value)})
     most = len(gpus) or host.cores()
@@ -127,6 +128,10 @@ def main() -> int:
     planned = [
         cell for cell in cells.plan(folder, counts, not gpus, _CITYSCAPES_DIR.value) if cell.part in _PARTS.value
     ]
+    if not planned:
+        raise entry.UserError(
+            entry.BAD_USAGE, f'--parts={",".join(_PARTS.value)}: nothing to measure with --scale={counts[-1]}'
+        )
     seconds = min(20.0, max(2.0, _MINUTES.value * 60 / len(planned) - _START_SECONDS)) if gpus else 1.0
     found, failed, left_out = {}, {}, []
     deadline = time.monotonic() + 60 * _MINUTES.value
@@ -189,6 +194,9 @@ def _run(cell: cells.Cell, seconds: float, gpus: list[str], longest: float) -> t
             os.killpg(process.pid, signal.SIGKILL)  # what it started, too: workers and data loaders
             said, _ = process.communicate()
             return entry.PEER_LOST, f'{said}\nstopped: it took more than {longest:.0f} s'
+        except BaseException:  # asked to stop: nothing is left behind that would use the GPUs
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
     return process.returncode if 0 <= process.returncode < 128 else entry.BUG, said
 
 
@@ -196,7 +204,7 @@ def _figures(cell: cells.Cell, said: str) -> dict | None:
     """What the program wrote; for preflight, which prints an object per check, the checks by name."""
     if cell.name == 'preflight':
         checks = [json.loads(line) for line in said.splitlines() if line.startswith('{')]
-        failed = sum(not check['passed'] for check in checks)
+        failed = sum(not check['passed'] and check['status'] != entry.OK for check in checks)  # others are warnings
         return {'failed': failed, 'checks': checks} if checks else None
     return files.read_json(str(cell.output)) if cell.output.exists() else None
 

@@ -12,6 +12,7 @@ import functools
 import hashlib
 import os
 import pathlib
+import re
 import time
 from collections.abc import Callable, Iterator
 
@@ -262,6 +263,12 @@ def _raise_cause(
     if reader.failure:
         raise reader.failure from None
     joined.group.raise_if_peer_lost(error)
+    if re.search('NCCL|CUDA_ERROR', error.message) and not device_memory.is_out_of_memory(error):
+        raise entry.UserError(
+            entry.PEER_LOST,
+            f'a GPU or what connects them failed ({error.message.splitlines()[0][:200]}). The same command goes on '
+            'from the last checkpoint.',
+        ) from error
     if device_memory.is_out_of_memory(error):
         images = config.global_batch // joined.replicas // config.runtime.microbatches
         raise entry.UserError(

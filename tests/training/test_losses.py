@@ -13,7 +13,7 @@ CLASS_WEIGHTS = (0.5, 2.0, 1.0, 4.0)
 
 def example(seed=0):
     rng = np.random.default_rng(seed)
-    logits, target = rng.normal(size=(3, 5, 6, CLASSES)) * 3, rng.integers(0, CLASSES, (3, 5, 6)).astype(np.int32)
+    logits, target = rng.normal(size=(3, 5, 6, CLASSES)) * 3, rng.integers(0, CLASSES, (3, 5, 6)).astype(np.uint8)
     target[0, :3] = 255
     target[1] = 255  # an image without a valid pixel
     return logits, target

@@ -26,6 +26,7 @@ from unet.models import build as model_build
 from unet.models import field_of_view, step_cost, unet
 from unet.training import build as training_build
 from unet.training import device_memory
+from unet.training import workdir as workdir_files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,8 +93,7 @@ def before_training(
         images=share // (config.runtime.microbatches or share),
         available=device_memory.device_bytes(config.runtime.virtual_devices),
     )
-    # The checkpoints that are kept, the best, and one more of each while it is written.
-    yield _space(workdir, (config.checkpoint.keep + 3) * cost.checkpoint_bytes)
+    yield _space(workdir, config.checkpoint.keep, cost.checkpoint_bytes)
 
 
 def _versions() -> Check:
@@ -291,8 +291,12 @@ def expected_time(
     )
 
 
-def _space(workdir: str, needed: int) -> Check:
-    """The workdir's filesystem must have so many bytes free for checkpoints."""
+def _space(workdir: str, kept: int, checkpoint_bytes: int) -> Check:
+    """The workdir's filesystem must have room for the checkpoints that are kept, the best, and one more of each while
+    it is written, less those that are there."""
+    kinds = (workdir_files.CHECKPOINTS, workdir_files.BEST)
+    there = sum(path.stat().st_size for kind in kinds for path in pathlib.Path(workdir, kind).glob('*.data-*'))
+    needed = max((kept + 3) * checkpoint_bytes - there, 2 * checkpoint_bytes)
     folder = pathlib.Path(os.path.abspath(workdir))
     while not folder.exists():
         folder = folder.parent

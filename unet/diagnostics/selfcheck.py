@@ -104,6 +104,7 @@ def small(config: ConfigDict, replicas: int) -> ConfigDict:
     config.global_batch = 2 * replicas
     config.runtime.microbatches = 1
     config.loss.balanced = False
+    config.model.norm_over = 'global_batch'  # else what is learnt depends on the number of devices
     config.model.dropout = 0.5  # for the second input, which lets infinity in
     config.optimizer.schedule, config.optimizer.warmup_steps = 'constant', 0
     depth, padding, stem = config.model.depth, config.model.padding, config.model.stem
@@ -208,7 +209,7 @@ def _overflows_are_withheld(training: Training) -> Iterator[Check]:
         scale = float(_local(training.state.scale)[0])
         yield Check(
             f'an overflow on device {replica} is withheld on all',
-            bool(withheld and scale == metrics['loss_scale'] / 2),
+            bool(withheld and scale == max(metrics['loss_scale'] / 2, 1.0)),
             f'loss scale {metrics["loss_scale"]:g} -> {scale:g}, weights {"kept" if withheld else "CHANGED"}',
             'Use config.precision=bfloat16 or float32.',
         )

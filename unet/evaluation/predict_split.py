@@ -163,8 +163,9 @@ def confusion_of_split(
     counts = np.zeros(num_ids * num_ids + 1, np.int64)
     _, processes = cluster.rank_and_count(strategy)
     found = predictions(strategy, predict, split, batch=batch, jit_compile=jit_compile, stop=stop)
-    for done, (_, truth, prediction) in enumerate(found, 1):
-        counts += metrics.count_pairs(truth, prediction, num_ids)
+    pairs = in_threads(lambda _, truth, prediction: metrics.count_pairs(truth, prediction, num_ids), found)
+    for done, of_example in enumerate(pairs, 1):
+        counts += of_example
         on_progress(min(done * processes, len(split)))
     return as_matrix(_sum_over_processes(strategy, counts), split, table)
 

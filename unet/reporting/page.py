@@ -27,6 +27,7 @@ from launch import entry, files
 from unet.inference import options
 from unet.models import build as model_build
 from unet.reporting import gallery, runs, sections
+from unet.training import device_memory
 from unet.training import workdir as workdir_files
 
 FILE = 'report.html'
@@ -62,7 +63,7 @@ def write_after(
         write([workdir], output, data_dir=data_dir, split=split, count=count, on_progress=go_on_unless_stopped)
     except Exception as error:
         reason = entry.as_user_error(error)
-        if reason is None and not isinstance(error, tf.errors.ResourceExhaustedError):
+        if reason is None and not (isinstance(error, tf.errors.OpError) and device_memory.is_out_of_memory(error)):
             raise
         logging.warning('%s: not written: %s', output, reason or error)
     else:

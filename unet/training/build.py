@@ -1,5 +1,6 @@
 """Config -> losses, state and steps of training."""
 
+import dataclasses
 import functools
 import gc
 from collections.abc import Callable
@@ -165,7 +166,8 @@ def steps_per_call(config: ConfigDict) -> int:
 def estimate_cost(config: ConfigDict, num_classes: int) -> step_cost.Cost:
     """Estimates what a training step costs with the config's model and crop, see `step_cost.estimate`."""
     slots = optimizer.SLOTS[config.optimizer.name] + (config.optimizer.ema > 0)
-    return step_cost.estimate(model_build.build_uninitialized(config, num_classes), slots=slots)
+    cost = step_cost.estimate(model_build.build_uninitialized(config, num_classes), slots=slots)
+    return cost if config.model.norm_over == 'global_batch' else dataclasses.replace(cost, norm_sums=0)
 
 
 def with_fitting_microbatches(

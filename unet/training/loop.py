@@ -103,6 +103,8 @@ def train(run: Run) -> dict[str, float]:
     with profiler, train_log.TrainLog(run.num_steps, start, run.global_batch) as log:
         for number, boundary in enumerate(run.boundaries(start)):
             rows, stopped = _train_until(boundary.step, run, pace, log)
+            if boundary.stop_profile:
+                profiler.close()
             done = int(state.step.numpy())  # less than at the boundary if asked to stop
             skipped = _check_finite(rows, done, skipped, run.skips_overflows)
             if chief and number == 1:  # the first steps are done, and no evaluation has compiled what no start finds
@@ -132,8 +134,6 @@ def train(run: Run) -> dict[str, float]:
                 save(done)
             if chief and boundary.start_profile and not stopped:
                 profiler.enter_context(_profile(run.workdir))
-            if boundary.stop_profile:
-                profiler.close()
             run.joined.stall.progress()
             run.clock.record(done)
             if stopped:

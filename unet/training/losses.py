@@ -89,11 +89,10 @@ def pixel_losses(logits: tf.Tensor, target: tf.Tensor, label_smoothing: float = 
 
 def _valid_weight(target: tf.Tensor, class_weights: tuple[float, ...], dtype: tf.DType) -> tf.Tensor:
     """The weight of each pixel, [batch, h, w]; 0 where the target is 255."""
-    valid = target != IGNORED
     if not class_weights:
-        return tf.cast(valid, dtype)
-    weights = tf.gather(tf.constant(class_weights, dtype), tf.where(valid, target, 0))
-    return tf.where(valid, weights, tf.zeros_like(weights))
+        return tf.cast(target != IGNORED, dtype)
+    weights = tf.constant([*class_weights, *[0.0] * (IGNORED + 1 - len(class_weights))], dtype)
+    return tf.gather(weights, tf.cast(target, tf.int32))
 
 
 def _valid_images(target: tf.Tensor) -> tf.Tensor:

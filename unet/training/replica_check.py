@@ -83,19 +83,23 @@ def digest(variables: Sequence[tf.Variable]) -> tf.Tensor:
     """
     total, place = tf.zeros([], tf.int64), 0
     for group in _groups(variables):
-        bits = tf.concat([tf.reshape(tf.bitcast(variable, tf.int32), [-1]) for variable in group], 0)
+        with tf.control_dependencies([total]):  # one group after the other
+            values = tf.concat([tf.reshape(variable, [-1]) for variable in group], 0)
+        # Bits only now: TensorFlow's kernels that join and reshape int32 run on the host, also where there is a GPU.
+        bits = tf.reshape(tf.cast(tf.bitcast(values, tf.int32), tf.int64), [-1])
         size = bits.shape[0]
         factors = tf.bitwise.bitwise_or(tf.range(place, place + size, dtype=tf.int64) * _FACTOR, 1)
-        total += tf.reduce_sum(tf.cast(bits, tf.int64) * factors)
+        total += tf.reduce_sum(bits * factors)
         place += size
     return total
 
 
 def _groups(variables: Sequence[tf.Variable]) -> list[list[tf.Variable]]:
-    """Few, since each is traced and optimised on every replica, and small, since their copies are in memory at once."""
+    """Few, since each is traced and optimised on every replica, and small, since its copies are in memory at once; of
+    one dtype each."""
     groups, values = [], _GROUP_VALUES
-    for variable in variables:
-        if values + variable.shape.num_elements() > _GROUP_VALUES:
+    for variable in sorted(variables, key=lambda variable: variable.dtype.name):
+        if values + variable.shape.num_elements() > _GROUP_VALUES or variable.dtype != groups[-1][-1].dtype:
             groups.append([])
             values = 0
         groups[-1].append(variable)

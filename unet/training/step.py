@@ -160,7 +160,8 @@ def _prepare(
     inputs = [preprocess.color_jitter(preprocess.normalize(batch['image'], dtype), tf.cast(batch['color'], dtype))]
     if 'dropout_mask' in batch:
         inputs.append(tf.cast(batch['dropout_mask'], dtype))
-    classes = tf.gather(class_of_id, tf.cast(batch['label'], tf.int32))
+    # GPUs have kernels that cut, compare and copy uint8, and TensorFlow's for int32 run on the host.
+    classes = tf.cast(tf.gather(class_of_id, tf.cast(batch['label'], tf.int32)), tf.uint8)
     targets = _targets(classes, model.compute_output_shape([tensor.shape for tensor in inputs]), heads)
     totals = tf.stack([total(target, dtype) for target in targets for _, _, total in losses])
     return split(inputs, microbatches), split(targets, microbatches), totals
