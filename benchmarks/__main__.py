@@ -170,7 +170,7 @@ _AIMS = (
     Aim('first batch at the end of an epoch of 3000, more seconds', 5, 'loading', _later_start, at_most=True),
     Aim(
         "Python's lock per training example, ms",
-        0.4,
+        0.3,
         'lock',
         lambda found: found['milliseconds'],
         at_most=True,
