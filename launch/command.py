@@ -26,8 +26,9 @@ from configs import default
 from launch import entry, record_folder
 
 WITH_CONFIG = ('unet.main', 'unet.preflight', 'unet.benchmark')  # programs that are given a --config
-RUN_AGAIN = (entry.STOPPED, entry.PEER_LOST)
-CRASHED = (134, 135, 139)  # by SIGABRT, SIGBUS or SIGSEGV: as a rule a GPU, its driver or NCCL failed
+# Statuses after which a run goes on when it is started again; the last three are a crash by SIGABRT, SIGBUS or SIGSEGV:
+# as a rule a GPU, its driver or NCCL failed.
+RUN_AGAIN = (entry.STOPPED, entry.PEER_LOST, 134, 135, 139)
 TERMINATED = 143  # by SIGTERM, before the program could answer it
 
 _Answer = TypeVar('_Answer')
@@ -72,7 +73,7 @@ def overall_status(statuses: list[int]) -> int:
 
     A permanent failure outweighs those that ask to be run again.
     """
-    permanent = [status for status in statuses if status not in (entry.OK, *RUN_AGAIN, *CRASHED, TERMINATED)]
+    permanent = [status for status in statuses if status not in (entry.OK, *RUN_AGAIN, TERMINATED)]
     return min(permanent) if permanent else max(statuses)
 
 

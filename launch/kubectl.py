@@ -88,30 +88,29 @@ def _outcome(job: dict | None) -> str:
 
 def _exit_statuses(pods: list[dict]) -> list[int]:
     """Of all containers that have ended."""
-    statuses = []
-    for pod in pods:
-        status = pod.get('status', {})
-        for container in [*status.get('initContainerStatuses', []), *status.get('containerStatuses', [])]:
-            ended = container.get('state', {}).get('terminated')
-            if ended:
-                statuses.append(ended['exitCode'])
-    return statuses
+    ended = [state['terminated'] for pod in pods for state in _container_states(pod) if state.get('terminated')]
+    return [container['exitCode'] for container in ended]
+
+
+def _container_states(pod: dict) -> list[dict]:
+    status = pod.get('status', {})
+    containers = [*status.get('initContainerStatuses', []), *status.get('containerStatuses', [])]
+    return [container.get('state', {}) for container in containers]
 
 
 def _waits_for(pod: dict) -> str:
     """Why a pod or one of its containers does not start, in the cluster's words; '' if none waits."""
-    status = pod.get('status', {})
-    waiting = [
-        container.get('state', {}).get('waiting', {})
-        for container in [*status.get('initContainerStatuses', []), *status.get('containerStatuses', [])]
-    ]
-    waiting += [
-        found
-        for found in status.get('conditions', [])
-        if found['status'] == 'False' and found['type'] == 'PodScheduled'
-    ]
+    conditions = pod.get('status', {}).get('conditions', [])
+    waiting = [state.get('waiting', {}) for state in _container_states(pod)]
+    waiting += [found for found in conditions if found['status'] == 'False' and found['type'] == 'PodScheduled']
     reasons = [': '.join(filter(None, (found.get('reason'), found.get('message')))) for found in waiting]
     return '; '.join(dict.fromkeys(reason for reason in reasons if reason and reason != 'PodInitializing'))
+
+
+def _overall_status(launch: launch_record.Launch, outcomes: list[str]) -> int:
+    """Exit status of jobs that are over."""
+    named = zip(launch['names'], outcomes, strict=True)
+    return command.overall_status([_status(launch, name, outcome) for name, outcome in named])
 
 
 def _status(launch: launch_record.Launch, name: str, outcome: str) -> int:
@@ -147,8 +146,7 @@ def wait(launch: launch_record.Launch) -> int:
     """Waits until all jobs of a launch are over, and returns their exit status."""
     while not all(outcomes := [_outcome(job) for job in command.patiently(lambda: _jobs(launch))]):
         time.sleep(_POLL)
-    statuses = [_status(launch, name, outcome) for name, outcome in zip(launch['names'], outcomes, strict=True)]
-    return command.overall_status(statuses)
+    return _overall_status(launch, outcomes)
 
 
 def follow(launch: launch_record.Launch) -> int:
@@ -173,10 +171,7 @@ def follow(launch: launch_record.Launch) -> int:
                     reasons[pod_name] = reason
             if all(outcomes):
                 streams.wait()
-                statuses = [
-                    _status(launch, name, outcome) for name, outcome in zip(launch['names'], outcomes, strict=True)
-                ]
-                return command.overall_status(statuses)
+                return _overall_status(launch, outcomes)
             time.sleep(_POLL)
     finally:
         streams.close()

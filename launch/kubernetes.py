@@ -152,7 +152,7 @@ def _render(spec: job_spec.JobSpec, gpus: int, launch: str) -> tuple[str, list[s
         'env_from': [{'secretRef': {'name': name}} for name in _ENV_FROM_SECRET.value],
         'pod_fields': _pod_fields(),
         'spread': _WORKERS.value > 1,
-        'run_again': [*command.RUN_AGAIN, *command.CRASHED],
+        'run_again': list(command.RUN_AGAIN),
         'permanent': _PERMANENT,
         'backoff_limit': _BACKOFF_LIMIT,
         'max_restarts': job_spec.MAX_RESTARTS.value,

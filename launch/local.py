@@ -225,9 +225,9 @@ def _watch_or_cancel(launch: launch_record.Launch) -> int:
                 break
             time.sleep(0.2)
     if running:
-        if _CANCEL.value and launch.get('host', here := socket.gethostname()) != here:
-            raise entry.UserError(entry.BAD_USAGE, f'the launch runs on {launch["host"]}: --cancel it there')
         if _CANCEL.value:
+            if launch.get('host') not in (None, socket.gethostname()):
+                raise entry.UserError(entry.BAD_USAGE, f'the launch runs on {launch["host"]}: --cancel it there')
             with contextlib.suppress(ProcessLookupError):  # it ends just now
                 os.kill(launch['job'], signal.SIGTERM)
         print(f'process {launch["job"]} {"is asked to stop" if _CANCEL.value else "is running"}', flush=True)

@@ -3,9 +3,9 @@
     python -m launch.pod_entrypoint --launch=20261123-160501 --workdir=runs/x -- python -m unet.main --workdir=runs/x
 
 launch.kubernetes writes this line. Kubernetes does not count the restarts that a Job ignores (preemption, exit statuses
-75 and 76), so that a run that gets nowhere would start for ever. So this program counts the attempts in a row that
-began with the same checkpoints. One begins once all workers have a node, however long that takes. In a sweep of runs
-with one worker each, the pod's completion index picks the run.
+75 and 76, crashes), so that a run that gets nowhere would start for ever. So this program counts the attempts in a row
+that began with the same checkpoints. One begins once all workers have a node, however long that takes. In a sweep of
+runs with one worker each, the pod's completion index picks the run.
 """
 
 import json
@@ -28,7 +28,6 @@ _PROGRESS = flags.DEFINE_string(
 )
 _MAX_RESTARTS = flags.DEFINE_integer('max_restarts', 3, 'Attempts in a row that may bring no new checkpoint.')
 _RUN = flags.DEFINE_multi_string('run', [], 'One run of a sweep, as JSON with "workdir" and "command".')
-
 
 _LOOK_AGAIN = 2.0  # seconds
 _SAY_AGAIN = 60.0

@@ -123,8 +123,7 @@ def _submit(spec: job_spec.JobSpec, gpus: int) -> int:
 
 def _render(spec: job_spec.JobSpec, gpus: int, launch: str) -> str:
     pyxis, apptainer = _container(spec)
-    written = [os.path.dirname(spec.data_dir) if spec.stage else spec.data_dir]
-    is_written = _CONTAINER.value and (spec.stage or spec.is_data_prep) and '://' not in spec.data_dir
+    makes_records = bool(spec.stage or spec.is_data_prep) and '://' not in spec.data_dir
     variables = {
         'options': _options(spec, gpus),
         'setup': _SETUP.value,
@@ -140,7 +139,8 @@ def _render(spec: job_spec.JobSpec, gpus: int, launch: str) -> str:
         'max_restarts': job_spec.MAX_RESTARTS.value,
         'pyxis': pyxis,
         'apptainer': apptainer,
-        'mounted': written if is_written else [],
+        'to_make': [_data_folder(spec)] if _CONTAINER.value and makes_records else [],
+        'run_again': ' | '.join(map(str, (*command.RUN_AGAIN, command.TERMINATED))),
     }
     return templates.render(job_spec.TEMPLATE.value or templates.TEMPLATES / 'job.sbatch', variables)
 
@@ -186,6 +186,11 @@ def _directive(name: str, value: str) -> str:
     return '"' + value.replace('\\', '\\\\').replace('"', '\\"') + '"'
 
 
+def _data_folder(spec: job_spec.JobSpec) -> str:
+    """Returns the folder of the records, or that in which each staged copy has one of its own."""
+    return os.path.dirname(spec.data_dir) if spec.stage else spec.data_dir
+
+
 def _container(spec: job_spec.JobSpec) -> tuple[list[str], list[str]]:
     """Returns the options of srun for pyxis, and the words before the command for apptainer; one of them is empty."""
     if not _CONTAINER.value:
@@ -193,11 +198,9 @@ def _container(spec: job_spec.JobSpec) -> tuple[list[str], list[str]]:
             raise entry.UserError(entry.BAD_USAGE, '--mount is for a --container')
         return [], []
     here = [os.getcwd(), spec.workdir]
-    if spec.stage:
-        here += [os.path.dirname(spec.data_dir)]
-        here += [flag.partition('=')[2] for flag in spec.stage if flag.startswith('--data_dir=')]
-    elif command.reads_records(spec.module) or spec.is_data_prep:
-        here += [spec.data_dir]
+    if command.reads_records(spec.module) or spec.is_data_prep:
+        here += [_data_folder(spec)]
+    here += [flag.partition('=')[2] for flag in spec.stage if flag.startswith('--data_dir=')]
     mounts = [mount if ':' in mount else f'{mount}:{mount}' for mount in _MOUNT.value]
     for place in dict.fromkeys(place for place in here if '://' not in place):
         if re.search('[:,]', place):

@@ -263,12 +263,6 @@ def _raise_cause(
     if reader.failure:
         raise reader.failure from None
     joined.group.raise_if_peer_lost(error)
-    if re.search('NCCL|CUDA_ERROR', error.message) and not device_memory.is_out_of_memory(error):
-        raise entry.UserError(
-            entry.PEER_LOST,
-            f'a GPU or what connects them failed ({error.message.splitlines()[0][:200]}). The same command goes on '
-            'from the last checkpoint.',
-        ) from error
     if device_memory.is_out_of_memory(error):
         images = config.global_batch // joined.replicas // config.runtime.microbatches
         raise entry.UserError(
@@ -277,6 +271,12 @@ def _raise_cause(
             f'({error.message.splitlines()[0][:200]}). Raise config.runtime.microbatches (now '
             f'{config.runtime.microbatches}), set config.runtime.recompute=True or config.precision=bfloat16, or train '
             'on more devices.',
+        ) from error
+    if re.search('NCCL|CUDA_ERROR', error.message):
+        raise entry.UserError(
+            entry.PEER_LOST,
+            f'a GPU or what connects them failed ({error.message.splitlines()[0][:200]}). The same command goes on '
+            'from the last checkpoint.',
         ) from error
 
 

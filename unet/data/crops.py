@@ -82,7 +82,7 @@ class Sampler:
           draws: three numbers in [0, 1), from which zoom, top and left of the first follow.
         """
         example, places = example_at(position, len(self.sizes), self.seed), None
-        extra = generator(position, self.seed, stream=1)
+        extra = generator(position, self.seed, stream=1) if self.class_uniform or self.largest_share < 1 else None
         if self.class_uniform:
             chance, which = extra.random(2)
             if chance < self.class_uniform:

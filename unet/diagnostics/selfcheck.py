@@ -28,7 +28,7 @@ from unet.diagnostics.checks import Check
 from unet.distributed import sums
 from unet.models import build as model_build
 from unet.training import build as training_build
-from unet.training import checkpoint, step
+from unet.training import checkpoint, gradient_update, step
 
 FILE = 'selfcheck.json'  # in a workdir: what the self-check has passed on
 _STEPS = 3
@@ -209,7 +209,7 @@ def _overflows_are_withheld(training: Training) -> Iterator[Check]:
         scale = float(_local(training.state.scale)[0])
         yield Check(
             f'an overflow on device {replica} is withheld on all',
-            bool(withheld and scale == max(metrics['loss_scale'] / 2, 1.0)),
+            bool(withheld and scale == max(metrics['loss_scale'] / 2, gradient_update.LEAST_SCALE)),
             f'loss scale {metrics["loss_scale"]:g} -> {scale:g}, weights {"kept" if withheld else "CHANGED"}',
             'Use config.precision=bfloat16 or float32.',
         )

@@ -18,6 +18,7 @@ from unet.training.train_state import TrainState
 Rule = Callable[..., tuple[list[tf.Tensor], list[list[tf.Tensor]]]]
 
 _GROW_AFTER = 2000  # good steps after which the loss scale of float16 is doubled
+LEAST_SCALE = 1.0  # that overflows halve it to
 
 
 def make_update(
@@ -88,6 +89,6 @@ def _adjust_scale(state: TrainState, finite: tf.Tensor) -> None:
     """Halves the loss scale after an overflow, and doubles it after many steps without one."""
     good_steps = tf.where(finite, state.good_steps + 1, 0)
     grow = good_steps >= _GROW_AFTER
-    scale = tf.where(finite, tf.where(grow, state.scale * 2, state.scale), tf.maximum(state.scale / 2, 1.0))
+    scale = tf.where(finite, tf.where(grow, state.scale * 2, state.scale), tf.maximum(state.scale / 2, LEAST_SCALE))
     state.scale.assign(scale)
     state.good_steps.assign(tf.where(grow, tf.zeros_like(good_steps), good_steps))
