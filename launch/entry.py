@@ -11,6 +11,7 @@
 This module imports absl alone, so that `--help` answers at once; programs import TensorFlow within `main`.
 """
 
+import atexit
 import contextlib
 import errno
 import functools
@@ -153,6 +154,7 @@ def _exit(status: int) -> NoReturn:
     if 'tensorflow' not in sys.modules:
         sys.exit(status)
     sys.stderr.flush()
+    atexit._run_exitfuncs()  # those of TensorFlow remove the temporary files of its tracing
     os._exit(status)
 
 

@@ -1,7 +1,5 @@
 """What is measured is what it is said to be: memory of a part alone, and images of an evaluation without end."""
 
-import sys
-
 import numpy as np
 
 from data_prep import records
@@ -32,7 +30,7 @@ before = throughput.peak_memory()
 throughput._forget_peak_memory()
 print(before - throughput.peak_memory())
 """
-    done = tiny.run([sys.executable, '-c', code, str(data_dir)])
+    done = tiny.run_code(code, str(data_dir))
     assert done.returncode == 0, done.stderr
     step, predict, process = ([int(number) for number in line.split()] for line in done.stdout.splitlines())
     assert predict[0] < step[0] / 2 and predict[1] < step[1] / 2
@@ -58,6 +56,6 @@ metrics.count_pairs = lambda *pair: counted.append(1) or count(*pair)
 throughput.measure(config, sys.argv[1], parts=['evaluate'], seconds=1.0)
 print(len(counted))
 """
-    done = tiny.run([sys.executable, '-c', code, str(folder)])
+    done = tiny.run_code(code, str(folder))
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 6 and int(done.stdout) % 2 == 0  # a pass has 6: each image twice

@@ -104,14 +104,19 @@ def test_microbatches_equal_the_whole_batch(tmp_path, data_dir):
 
 
 def test_a_second_start_finds_the_compiled_step(tmp_path, data_dir):
-    """What XLA compiled for the first lies in the workdir, sealed; the second start adds predictions alone."""
+    """What XLA compiled for the first lies in the workdir, sealed; the second start adds predictions alone. No
+    temporary file is left behind."""
     found = []
+    temporary = tmp_path / 'temporary'
+    temporary.mkdir()
     fields = {'num_steps': 3, 'checkpoint__every_steps': 1, 'eval__every_steps': 10, 'runtime__jit_compile': 'on'}
     for _ in range(2):
         for file in tmp_path.glob('checkpoints/ckpt-3.*'):  # the second start takes the last step again
             file.unlink()
-        done = tiny.run(tiny.train_command(tmp_path, data_dir, **fields), TF_XLA_FLAGS='')  # in a new process
+        environ = {'TF_XLA_FLAGS': '', 'TMPDIR': str(temporary)}
+        done = tiny.run(tiny.train_command(tmp_path, data_dir, **fields), **environ)  # in a new process
         assert done.returncode == 0, done.stderr
+        assert not list(temporary.iterdir())
         (sealed,) = tmp_path.glob('xla_cache/*/sealed.json')
         found.append(json.loads(sealed.read_text()))
     assert len(found[0]) >= 1 and found[0] == found[1], found

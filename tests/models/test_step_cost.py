@@ -1,7 +1,5 @@
 """The estimates before a run are right where the truth is known."""
 
-import sys
-
 import pytest
 
 from configs import cityscapes_unet, default
@@ -51,7 +49,7 @@ config = default.get_config()
 config.global_batch, config.model.width, config.model.depth, config.data.crop = 16, 4, 3, (128, 128)
 print(*estimates.bytes_of_step(config, pathlib.Path(sys.argv[1])))
 """
-    done = tiny.run([sys.executable, '-c', code, str(tmp_path)], XLA_FLAGS=f'--xla_dump_to={tmp_path}')
+    done = tiny.run_code(code, str(tmp_path), XLA_FLAGS=f'--xla_dump_to={tmp_path}')
     assert done.returncode == 0, done.stderr
     estimated, compiled = map(int, done.stdout.split())
     assert 0.7 < estimated / compiled < 1.3

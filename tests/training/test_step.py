@@ -1,5 +1,4 @@
 import json
-import sys
 
 import numpy as np
 import pytest
@@ -27,7 +26,7 @@ for config.runtime.microbatches in (8, 1):
     step(batch, tf.constant(0.0)).numpy()
     print(allocator.peak() - before)
 """
-    done = tiny.run([sys.executable, '-c', code])
+    done = tiny.run_code(code)
     assert done.returncode == 0, done.stderr
     parts, whole = map(int, done.stdout.split())
     assert parts < 0.25 * whole  # 0.14 and 0.15; parts side by side 0.31 and more
@@ -57,7 +56,7 @@ for jit in ('off', 'pieces', 'whole'):
     found[jit] = [v.value.numpy().ravel().tolist() for v in training.contents.model.trainable_variables]
 print(json.dumps(found))
 """
-    done = tiny.run([sys.executable, '-c', code])
+    done = tiny.run_code(code)
     assert done.returncode == 0, done.stderr
     off, pieces, whole = (np.concatenate(values) for values in json.loads(done.stdout).values())
     np.testing.assert_allclose(pieces, off, rtol=0, atol=1e-9)
@@ -85,7 +84,7 @@ for over in ('global_batch', 'device'):
     found[over] = {'statistics': statistics, 'spread': training.spread()}
 print(json.dumps(found))
 """
-    done = tiny.run([sys.executable, '-c', code])
+    done = tiny.run_code(code)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found['device']['spread'] == found['global_batch']['spread'] == 0
@@ -109,7 +108,7 @@ for config.model.norm_over in ('global_batch', 'device'):
     counts[config.model.norm_over] = sum(launches.launches(config).values())
 print(json.dumps([counts, launches.norm_bytes()]))
 """
-    done = tiny.run([sys.executable, '-c', code])
+    done = tiny.run_code(code)
     assert done.returncode == 0, done.stderr
     counts, norm_bytes = json.loads(done.stdout)
     assert counts['global_batch'] <= 300 and counts['device'] <= 60, counts
