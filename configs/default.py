@@ -86,6 +86,9 @@ FIELDS: dict[str, Field] = {
     'loss.class_weights': Field((), check=validation.weights),  # of the cross entropy, one per class; (): all 1
     'loss.balanced': Field(False),  # class weights from the training pixels of each class instead
     'loss.balanced_power': Field(1.0, at_least=0, at_most=1),  # of these weights; 0.5, their square root, is milder
+    # Logit adjustment: weights change what is learnt and not what is predicted. This times the logarithm of a class's
+    # weight is added to its logit in the losses alone; with 0 predictions lean towards classes that weigh much.
+    'loss.logit_adjustment': Field(0.0, at_least=0, at_most=2),
     'loss.label_smoothing': Field(0.0, at_least=0, at_most=1),  # share of the probability spread over all classes
     'loss.focal_gamma': Field(2.0, at_least=0),
     # Pixels whose true class has less probability than this are hard ...

@@ -115,6 +115,31 @@ def test_focal_loss_has_a_slope_where_the_network_is_sure(gamma):
     assert float(value) == pytest.approx(200) and np.isfinite(tape.gradient(value, logits)).all()
 
 
+@pytest.mark.parametrize('name', LOSSES)
+def test_adjusted_logits_are_what_the_losses_see(name):
+    logits, target = map(tf.constant, example())
+    weights = dict.fromkeys(LOSSES, 0.0) | {name: 1.0}
+    (((_, plain, _),), ((_, adjusted, _),)) = (
+        losses.make_losses(weights, class_weights=CLASS_WEIGHTS, logit_adjustment=tau) for tau in (0.0, 0.7)
+    )
+    shift = 0.7 * np.log(CLASS_WEIGHTS)
+    np.testing.assert_allclose(adjusted(logits, target), plain(logits + shift, target), rtol=1e-12)
+
+
+def test_adjusted_logits_tend_to_the_shares_of_the_classes():
+    """Pixels that look the same are to 60, 30 and 10 % of three classes, and predicted so, whatever these weigh."""
+    target = tf.constant(np.repeat([0, 1, 2], [6, 3, 1])[None, None])
+    logits = tf.Variable(tf.zeros([3], tf.float64))
+    ((_, numerator, denominator),) = losses.make_losses(
+        dict.fromkeys(LOSSES, 0.0) | {'cross_entropy': 1.0}, class_weights=(0.5, 1.0, 6.0), logit_adjustment=1.0
+    )
+    for _ in range(400):
+        with tf.GradientTape() as tape:
+            loss = numerator(tf.tile(logits[None, None, None], [1, 1, 10, 1]), target) / denominator(target, tf.float64)
+        logits.assign_sub(2 * tape.gradient(loss, logits))
+    np.testing.assert_allclose(tf.nn.softmax(logits), [0.6, 0.3, 0.1], atol=1e-6)
+
+
 def test_balanced_weights_raise_rare_classes_and_average_to_one():
     pixels = [9000, 900, 100]
     weights = losses.balanced_class_weights(pixels)

@@ -65,6 +65,7 @@ def make_losses(config: ConfigDict, table: labels.Table, class_pixels: np.ndarra
     return losses.make_losses(
         {name: config.loss[name] for name in validation.LOSSES},
         class_weights=tuple(weights),
+        logit_adjustment=config.loss.logit_adjustment,
         label_smoothing=config.loss.label_smoothing,
         focal_gamma=config.loss.focal_gamma,
         ohem_threshold=config.loss.ohem_threshold,

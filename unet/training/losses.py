@@ -12,7 +12,7 @@ global batch, however it is shared out.
 
 Sources: focal loss, https://arxiv.org/abs/1708.02002; OHEM (online hard example mining, bootstrapped cross
 entropy), https://arxiv.org/abs/1605.06885; Dice, https://arxiv.org/abs/1606.04797; label smoothing,
-https://arxiv.org/abs/1512.00567.
+https://arxiv.org/abs/1512.00567; logit adjustment, https://arxiv.org/abs/2007.07314.
 """
 
 import math
@@ -28,12 +28,14 @@ Numerator = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 Denominator = Callable[[tf.Tensor, tf.DType], tf.Tensor]
 
 _LEAST_DOUBT = 1e-12  # 1 - p, in the focal loss
+_LEAST_WEIGHT = 1e-6  # of a class, when its logarithm is taken
 
 
 def make_losses(
     weights: dict[str, float],
     *,
     class_weights: tuple[float, ...] = (),
+    logit_adjustment: float = 0.0,
     label_smoothing: float = 0.0,
     focal_gamma: float = 2.0,
     ohem_threshold: float = 0.7,
@@ -44,6 +46,9 @@ def make_losses(
     Args:
       weights: of each of `validation.LOSSES` in the total.
       class_weights: one per class, of its pixels in the cross entropy; empty for all 1.
+      logit_adjustment: the losses see each class's logit with this times the logarithm of its weight added. With 1 the
+        logits themselves tend to what they would be without weights, and the classes that weigh much are learnt all
+        the same, but not predicted where others are likelier.
       label_smoothing: share of the target's probability that is spread over all classes, in the cross entropy.
       focal_gamma: exponent of the focal loss.
       ohem_threshold: a pixel is hard if its true class is given less probability than this ...
@@ -52,6 +57,12 @@ def make_losses(
 
     def class_weight(target: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
         return _valid_weight(target, class_weights, dtype)
+
+    def adjusted(numerator: Numerator) -> Numerator:
+        if not (class_weights and logit_adjustment):
+            return numerator
+        shift = [logit_adjustment * math.log(max(weight, _LEAST_WEIGHT)) for weight in class_weights]
+        return lambda logits, target: numerator(logits + tf.constant(shift, logits.dtype), target)
 
     def cross_entropy(logits, target):
         return tf.reduce_sum(class_weight(target, logits.dtype) * pixel_losses(logits, target, label_smoothing))
@@ -73,7 +84,7 @@ def make_losses(
         'ohem': (ohem, images),
         'dice': (_dice, images),
     }
-    return [(weights[name], *known[name]) for name in LOSSES if weights[name] > 0]
+    return [(weights[name], adjusted(known[name][0]), known[name][1]) for name in LOSSES if weights[name] > 0]
 
 
 def pixel_losses(logits: tf.Tensor, target: tf.Tensor, label_smoothing: float = 0.0) -> tf.Tensor:
