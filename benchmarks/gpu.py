@@ -5,7 +5,8 @@
 Each cell is a program of its own (see gpu.log in the folder for what it said), on one GPU unless it is about several.
 One that fails is named with its last lines, and the others go on; its exit status is that of the command. What matters
 most comes first: cells that --minutes leaves no time for are named too, and make the status 75. A limit that is missed
-makes it 1. Where there is no GPU the same cells run in miniature, and limits of speed are not judged.
+makes it 1. Where there is no GPU the same cells run in miniature, and limits of speed are not judged. The files are
+written after each cell; with --parts, figures of others that the folder holds stay.
 """
 
 import dataclasses
@@ -16,7 +17,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection
 
 from absl import flags
 
@@ -32,6 +33,7 @@ _CITYSCAPES_DIR = flags.DEFINE_string('cityscapes_dir', None, 'Dataset to read; 
 _START_SECONDS = 30  # of a cell: imports, compilation
 _OVERTIME_SECONDS = 120  # that a cell may take beyond --minutes, if it began before; one that hangs is stopped then
 MISSED = 1  # exit status where all cells did their work, and a limit was missed
+FILE = 'gpu.json'
 _TAIL = 5  # last lines that are shown of a cell that failed
 
 
@@ -108,6 +110,67 @@ LIMITS = (
 )
 
 
+@dataclasses.dataclass
+class Results:
+    """What has been measured so far.
+
+    Attributes:
+      miniature: whether there is no GPU.
+      devices: names of the GPUs.
+      seconds: for how long a cell was measured.
+      cells: name of a cell -> what its program wrote.
+      failed: name of a cell -> its exit status and last lines.
+      left_out: cells that there was no time for.
+    """
+
+    miniature: bool
+    devices: list[str]
+    seconds: float = 0
+    cells: dict[str, dict] = dataclasses.field(default_factory=dict)
+    failed: dict[str, dict] = dataclasses.field(default_factory=dict)
+    left_out: list[str] = dataclasses.field(default_factory=list)
+
+    def write(self, folder: pathlib.Path) -> None:
+        """Writes the JSON file and the Markdown page."""
+        everything = dataclasses.asdict(self) | {'limits': self.limits()}
+        files.write_atomically(str(folder / FILE), json.dumps(everything, indent=1) + '\n')
+        files.write_atomically(str(folder / 'gpu.md'), self.table() + '\n')
+
+    def limits(self) -> list[dict]:
+        """Judges each of `LIMITS`."""
+        verdicts = []
+        for limit in LIMITS:
+            verdict, value = 'not measured', None
+            if all(cell in self.cells for cell in limit.cells):
+                value = limit.value(*(self.cells[cell] for cell in limit.cells))
+                kept = value <= limit.limit if limit.at_most else value >= limit.limit
+                verdict = 'not judged' if self.miniature and not limit.everywhere else 'met' if kept else 'MISSED'
+            sign = 'at most' if limit.at_most else 'at least'
+            verdicts.append({'what': limit.what, 'value': value, 'limit': f'{sign} {limit.limit}', 'verdict': verdict})
+        return verdicts
+
+    def table(self) -> str:
+        """Returns the Markdown page."""
+        device = self.cells.get('ceilings', {}).get('device', 'unknown device')
+        lines = [
+            f'On {device}, {host.cores()} cores, {self.seconds:.0f} s per cell:\n',
+            '| what | figure |',
+            '|---|---|',
+        ]
+        for name, figures in self.cells.items():
+            lines += [f'| {row} | {text} |' for row, text in cells.rows(name, figures)]
+        for name, failure in self.failed.items():
+            last = failure['said'][-1] if failure['said'] else 'it said nothing'
+            lines.append(f'| {name} | FAILED with status {failure["status"]}: {last.replace("|", "/")} |')
+        if self.left_out:
+            lines.append(f'| no time left for | {", ".join(self.left_out)} |')
+        lines += ['', '| limit | found | aim | |', '|---|---|---|---|']
+        for verdict in self.limits():
+            value = '' if verdict['value'] is None else f'{verdict["value"]:.2f}'
+            lines.append(f'| {verdict["what"]} | {value} | {verdict["limit"]} | {verdict["verdict"]} |')
+        return '\n'.join(lines)
+
+
 def main() -> int:
     unknown = set(_PARTS.value) - set(cells.PARTS)
     if unknown or not all(count.isdecimal() and int(count) for count in _SCALE.value):
@@ -133,41 +196,66 @@ def main() -> int:
             entry.BAD_USAGE, f'--parts={",".join(_PARTS.value)}: nothing to measure with --scale={counts[-1]}'
         )
     seconds = min(20.0, max(2.0, _MINUTES.value * 60 / len(planned) - _START_SECONDS)) if gpus else 1.0
-    found, failed, left_out = {}, {}, []
+    results = _earlier(folder, gpus, {cell.name for cell in planned})
+    results.seconds, results.left_out = seconds, [cell.name for cell in planned]
     deadline = time.monotonic() + 60 * _MINUTES.value
-    with (folder / 'gpu.log').open('w') as log:
+    with (folder / 'gpu.log').open('a' if _PARTS.present else 'w') as log:
         for cell in planned:
             if time.monotonic() > deadline:
-                left_out.append(cell.name)
-                continue
+                break
             print(f'--- {cell.name}', flush=True)
             status, said = _run(cell, seconds, gpus, deadline + _OVERTIME_SECONDS - time.monotonic())
             log.write(f'=== {cell.name}: status {status}\n{said}\n')
             log.flush()
+            results.left_out.remove(cell.name)
             figures = _figures(cell, said)
             if figures is not None:
-                found[cell.name] = figures
+                results.cells[cell.name] = figures
             if status:
-                failed[cell.name] = {'status': status, 'said': said.splitlines()[-_TAIL:]}
-                print('\n'.join([f'FAILED with status {status}:', *failed[cell.name]['said']]), flush=True)
-    verdicts = list(_verdicts(found, miniature=not gpus))
-    table = '\n'.join(_table(found, failed, left_out, verdicts, seconds))
-    everything = {
-        'miniature': not gpus,
-        'seconds': seconds,
-        'cells': found,
-        'failed': failed,
-        'left_out': left_out,
-        'limits': verdicts,
-    }
-    files.write_atomically(str(folder / 'gpu.json'), json.dumps(everything, indent=1) + '\n')
-    files.write_atomically(str(folder / 'gpu.md'), table + '\n')
-    print(f'\n{table}\n\nAll figures: {folder / "gpu.json"}')
+                results.failed[cell.name] = {'status': status, 'said': said.splitlines()[-_TAIL:]}
+                print('\n'.join([f'FAILED with status {status}:', *results.failed[cell.name]['said']]), flush=True)
+            results.write(folder)
+    results.write(folder)
+    print(f'\n{results.table()}\n\nAll figures: {folder / FILE}')
+    failed = [results.failed[cell.name] for cell in planned if cell.name in results.failed]
     if failed:
-        return next(iter(failed.values()))['status']
-    if any(verdict['verdict'] == 'MISSED' for verdict in verdicts):
+        return failed[0]['status']
+    if any(verdict['verdict'] == 'MISSED' for verdict in results.limits()):
         return MISSED
-    return entry.STOPPED if left_out else entry.OK
+    return entry.STOPPED if results.left_out else entry.OK
+
+
+def _earlier(folder: pathlib.Path, gpus: list[str], again: Collection[str]) -> Results:
+    """What the folder holds of cells that are not measured again; nothing without --parts.
+
+    Raises:
+      UserError: BAD_CONFIG if that was measured on other devices.
+    """
+    devices = _names(gpus)
+    results = Results(miniature=not gpus, devices=devices)
+    if not _PARTS.present or not (folder / FILE).exists():
+        return results
+    earlier = files.read_json(str(folder / FILE))
+    if earlier['devices'] != devices:
+        raise entry.UserError(
+            entry.BAD_CONFIG,
+            f'{folder / FILE} has figures of {" + ".join(earlier["devices"]) or "a CPU"}, and here is '
+            f'{" + ".join(devices) or "a CPU"}. Pass another --folder.',
+        )
+    results.cells = {name: figures for name, figures in earlier['cells'].items() if name not in again}
+    results.failed = {name: failure for name, failure in earlier['failed'].items() if name not in again}
+    return results
+
+
+def _names(gpus: list[str]) -> list[str]:
+    """What the driver calls this host's GPUs; an empty list where there is none."""
+    if not gpus:
+        return []
+    command = ['nvidia-smi', '--query-gpu=name', '--format=csv,noheader']
+    try:
+        return subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
+    except OSError:
+        return [f'{len(gpus)} unknown GPU(s)']
 
 
 def _run(cell: cells.Cell, seconds: float, gpus: list[str], longest: float) -> tuple[int, str]:
@@ -207,38 +295,6 @@ def _figures(cell: cells.Cell, said: str) -> dict | None:
         failed = sum(not check['passed'] and check['status'] != entry.OK for check in checks)  # others are warnings
         return {'failed': failed, 'checks': checks} if checks else None
     return files.read_json(str(cell.output)) if cell.output.exists() else None
-
-
-def _verdicts(found: dict[str, dict], miniature: bool) -> Iterator[dict]:
-    for limit in LIMITS:
-        verdict, value = 'not measured', None
-        if all(cell in found for cell in limit.cells):
-            value = limit.value(*(found[cell] for cell in limit.cells))
-            kept = value <= limit.limit if limit.at_most else value >= limit.limit
-            verdict = 'not judged' if miniature and not limit.everywhere else 'met' if kept else 'MISSED'
-        sign = 'at most' if limit.at_most else 'at least'
-        yield {'what': limit.what, 'value': value, 'limit': f'{sign} {limit.limit}', 'verdict': verdict}
-
-
-def _table(
-    found: dict[str, dict], failed: dict[str, dict], left_out: list[str], verdicts: list[dict], seconds: float
-) -> Iterator[str]:
-    """The lines of the Markdown page."""
-    device = found.get('ceilings', {}).get('device', 'unknown device')
-    yield f'On {device}, {host.cores()} cores, {seconds:.0f} s per cell:\n'
-    yield from ('| what | figure |', '|---|---|')
-    for name, figures in found.items():
-        for row, text in cells.rows(name, figures):
-            yield f'| {row} | {text} |'
-    for name, failure in failed.items():
-        last = failure['said'][-1] if failure['said'] else 'it said nothing'
-        yield f'| {name} | FAILED with status {failure["status"]}: {last.replace("|", "/")} |'
-    if left_out:
-        yield f'| no time left for | {", ".join(left_out)} |'
-    yield from ('', '| limit | found | aim | |', '|---|---|---|---|')
-    for verdict in verdicts:
-        value = '' if verdict['value'] is None else f'{verdict["value"]:.2f}'
-        yield f'| {verdict["what"]} | {value} | {verdict["limit"]} | {verdict["verdict"]} |'
 
 
 if __name__ == '__main__':

@@ -107,6 +107,13 @@ def test_what_whoever_has_gpus_runs_works_in_miniature(tmp_path):
     assert (tmp_path / 'png' / records.DATASET_INFO).exists() and (tmp_path / 'jpeg' / records.DATASET_INFO).exists()
     table = (tmp_path / 'gpu.md').read_text()
     assert table in done.stdout and '| leak | ' in table and '| copying | ' in table
+    done = measure_on_gpus(tmp_path, '--parts=ceilings')  # the rest stays
+    again = json.loads((tmp_path / 'gpu.json').read_text())
+    assert done.returncode == 0 and again['cells']['leak'] == everything['cells']['leak']
+    assert again['cells']['ceilings'] != everything['cells']['ceilings']
+    (tmp_path / 'gpu.json').write_text(json.dumps(again | {'devices': ['NVIDIA H100 80GB HBM3']}))
+    done = measure_on_gpus(tmp_path, '--parts=ceilings')
+    assert done.returncode == entry.BAD_CONFIG and 'has figures of NVIDIA H100 80GB HBM3' in done.stderr
 
 
 def test_a_cell_that_fails_is_named_and_the_others_go_on(tmp_path):
