@@ -11,7 +11,6 @@
 This module imports absl alone, so that `--help` answers at once; programs import TensorFlow within `main`.
 """
 
-import atexit
 import contextlib
 import errno
 import functools
@@ -154,8 +153,17 @@ def _exit(status: int) -> NoReturn:
     if 'tensorflow' not in sys.modules:
         sys.exit(status)
     sys.stderr.flush()
-    atexit._run_exitfuncs()  # those of TensorFlow remove the temporary files of its tracing
+    _remove_generated_sources()
     os._exit(status)
+
+
+def _remove_generated_sources() -> None:
+    """Removes the temporary files that TensorFlow's tracing keeps until the functions of atexit run, which may wait for
+    much else."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith('__autograph_generated_file'):
+            with contextlib.suppress(OSError):
+                os.remove(str(module.__file__))
 
 
 def _parse_flags(argv: list[str], *, forwards: bool) -> list[str]:
