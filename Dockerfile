@@ -1,7 +1,7 @@
 # The image that launch.kubernetes starts: Python with this project installed, and its configs in /app/configs.
 #
 #   docker build -t registry.example/unet:1 .                                  with NVIDIA's libraries, 8 GB
-#   docker build -t registry.example/unet:1 --build-arg EXTRAS=core .          for CPUs, 2 GB
+#   docker build -t registry.example/unet:1 --build-arg EXTRAS=core .          for CPUs, 3 GB
 #   docker build -t registry.example/unet:1 --build-arg BASE=registry.example/python:3.12 .
 #
 # The base image is Debian's kind, with Python 3.11 to 3.13, its headers, pip and venv; the driver comes from the node.
