@@ -22,7 +22,6 @@ def get_config() -> ConfigDict:
     config.model.width = 64
     config.model.depth = 6
     config.model.max_width = 512
-    config.model.context = 'dilated'
     config.model.norm_momentum = 0.99
     config.optimizer.learning_rate = 1e-3
     config.optimizer.ema = 0.999
