@@ -9,6 +9,7 @@ makes it 1. Where there is no GPU the same cells run in miniature, and limits of
 written after each cell; with --parts, figures of others that the folder holds stay.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -115,15 +116,13 @@ class Results:
     """What has been measured so far.
 
     Attributes:
-      miniature: whether there is no GPU.
-      devices: names of the GPUs.
+      devices: names of the GPUs; none: the cells ran in miniature.
       seconds: for how long a cell was measured.
       cells: name of a cell -> what its program wrote.
       failed: name of a cell -> its exit status and last lines.
       left_out: cells that there was no time for.
     """
 
-    miniature: bool
     devices: list[str]
     seconds: float = 0
     cells: dict[str, dict] = dataclasses.field(default_factory=dict)
@@ -132,7 +131,7 @@ class Results:
 
     def write(self, folder: pathlib.Path) -> None:
         """Writes the JSON file and the Markdown page."""
-        everything = dataclasses.asdict(self) | {'limits': self.limits()}
+        everything = {'miniature': not self.devices} | dataclasses.asdict(self) | {'limits': self.limits()}
         files.write_atomically(str(folder / FILE), json.dumps(everything, indent=1) + '\n')
         files.write_atomically(str(folder / 'gpu.md'), self.table() + '\n')
 
@@ -144,7 +143,7 @@ class Results:
             if all(cell in self.cells for cell in limit.cells):
                 value = limit.value(*(self.cells[cell] for cell in limit.cells))
                 kept = value <= limit.limit if limit.at_most else value >= limit.limit
-                verdict = 'not judged' if self.miniature and not limit.everywhere else 'met' if kept else 'MISSED'
+                verdict = 'not judged' if not (self.devices or limit.everywhere) else 'met' if kept else 'MISSED'
             sign = 'at most' if limit.at_most else 'at least'
             verdicts.append({'what': limit.what, 'value': value, 'limit': f'{sign} {limit.limit}', 'verdict': verdict})
         return verdicts
@@ -215,7 +214,6 @@ def main() -> int:
                 results.failed[cell.name] = {'status': status, 'said': said.splitlines()[-_TAIL:]}
                 print('\n'.join([f'FAILED with status {status}:', *results.failed[cell.name]['said']]), flush=True)
             results.write(folder)
-    results.write(folder)
     print(f'\n{results.table()}\n\nAll figures: {folder / FILE}')
     failed = [results.failed[cell.name] for cell in planned if cell.name in results.failed]
     if failed:
@@ -232,14 +230,15 @@ def _earlier(folder: pathlib.Path, gpus: list[str], again: Collection[str]) -> R
       UserError: BAD_CONFIG if that was measured on other devices.
     """
     devices = _names(gpus)
-    results = Results(miniature=not gpus, devices=devices)
+    results = Results(devices)
     if not _PARTS.present or not (folder / FILE).exists():
         return results
     earlier = files.read_json(str(folder / FILE))
-    if earlier['devices'] != devices:
+    theirs = earlier.get('devices', ['unknown devices'])  # of a file from before devices were noted
+    if theirs != devices:
         raise entry.UserError(
             entry.BAD_CONFIG,
-            f'{folder / FILE} has figures of {" + ".join(earlier["devices"]) or "a CPU"}, and here is '
+            f'{folder / FILE} has figures of {" + ".join(theirs) or "a CPU"}, and here is '
             f'{" + ".join(devices) or "a CPU"}. Pass another --folder.',
         )
     results.cells = {name: figures for name, figures in earlier['cells'].items() if name not in again}
@@ -251,11 +250,11 @@ def _names(gpus: list[str]) -> list[str]:
     """What the driver calls this host's GPUs; an empty list where there is none."""
     if not gpus:
         return []
-    command = ['nvidia-smi', '--query-gpu=name', '--format=csv,noheader']
-    try:
-        return subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
-    except OSError:
-        return [f'{len(gpus)} unknown GPU(s)']
+    said = ''
+    with contextlib.suppress(OSError):
+        command = ['nvidia-smi', '--query-gpu=name', '--format=csv,noheader']
+        said = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    return said.splitlines() or [f'{len(gpus)} unknown GPU(s)']
 
 
 def _run(cell: cells.Cell, seconds: float, gpus: list[str], longest: float) -> tuple[int, str]:

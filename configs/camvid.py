@@ -1,4 +1,4 @@
-"""CamVid (480x360, 11 classes written as Cityscapes label ids): 35 minutes on one CPU core with AMX.
+"""CamVid (480x360, 11 classes written as Cityscapes label ids): 37 minutes on one CPU core with AMX.
 
     python -m unet.main --config=configs/camvid.py --data_dir=data/camvid
 
